@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * System calls as coroutine calls: same meaning, same arguments, but the
+ * result is negative errno and the coroutine sleeps instead of the thread.
+ * An operation that was started is always seen to its end: there is no cancel.
+ * To end one early, make its descriptor end it (shutdown a socket).
+ * EINTR never comes back. Short results do: callers that need all loop.
+ */
+#ifndef LOOP_CO_IO_H
+#define LOOP_CO_IO_H
+
+#include "base/base.h"
+#include "loop/co_sync.h"
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+/* How an operation on a file should run. */
+enum io_hint {
+    IO_DEFAULT = 0,
+    IO_INLINE = 1, /* buffered and small: try without leaving the thread first (a read with
+                    * RWF_NOWAIT; a write only as long as such writes have been quick) */
+    IO_ASYNC = 2,  /* bulk or slow: straight to a worker (IOSQE_ASYNC), never on the loop */
+    IO_DSYNC = 4,  /* write through (RWF_DSYNC) */
+};
+
+ssize_t co_preadv(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);
+ssize_t co_pwritev(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);
+int co_fdatasync(int fd);
+int co_fallocate(int fd, int mode, uint64_t off, uint64_t len);
+
+ssize_t co_recv(int fd, void *buf, size_t len, int flags);
+ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags);
+int co_accept(int fd);   /* the new descriptor, close-on-exec; shutdown(fd) ends it */
+int co_connect(int fd, const struct sockaddr *addr, socklen_t len);
+
+/* Wait for poll(2) events with a deadline. Another coroutine may end the wait
+ * early with co_poll_wake. Returns revents, 0 for deadline or wake. One waiter
+ * at a time for one co_poll. */
+struct co_poll {
+    struct co *waiter;
+    void *op;   /* the engine's, while waiting */
+};
+int co_poll(struct co_poll *p, int fd, short events, uint64_t deadline);
+void co_poll_wake(struct co_poll *p);   /* harmless when nobody waits; does not suspend */
+
+/* Run fn(arg) in the worker pool: for work that blocks or burns CPU. fn must
+ * not touch what belongs to a loop. Gives fn's result. */
+int co_offload(int (*fn)(void *arg), void *arg);
+
+#endif
