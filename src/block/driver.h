@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * For implementers of drivers: the table of operations and the part of a node
+ * that a driver sees. Users of nodes include node.h instead.
+ *
+ * The funnel guarantees to every operation: the range lies inside node->size,
+ * is not empty, is a multiple of limits.request_align, and is at most
+ * limits.max_transfer for reads and writes; write operations never come to a
+ * read-only node; overlapping requests may run at the same time (a driver that
+ * minds orders them itself). An operation that a driver leaves NULL is answered
+ * by the funnel (-ENOTSUP, or a fallback as node.h describes). All operations
+ * run in coroutines on the node's loop, except where noted.
+ */
+#ifndef BLOCK_DRIVER_H
+#define BLOCK_DRIVER_H
+
+#include "base/schema.h"
+#include "block/node.h"
+
+struct edge;
+
+struct driver {
+    const char *name;                    /* QAPI's: "file", "raw", "qcow2", ... */
+    const char *doc;                     /* one line */
+    size_t state_size;                   /* of node->state, zeroed before open */
+    const struct schema_type *options;   /* a SCHEMA_STRUCT: what blockdev-add takes */
+    bool is_filter;                      /* content is exactly that of child `file` */
+    bool is_protocol;                    /* no `file` child: files, devices, connections */
+
+    /* @opts is the decoded options struct, valid during the call only. Opens
+     * children with co_node_open_child (graph.h) and sets n->size, n->limits,
+     * n->zero_init. On failure nothing may be left behind but children that
+     * are attached (the core releases those) and n->state. */
+    bool (*co_open)(struct node *n, const void *opts, struct err *err);
+    /* Writes back what is cached and lets go. Children are still attached. */
+    void (*co_close)(struct node *n);
+
+    int (*co_preadv)(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                     unsigned flags);
+    int (*co_pwritev)(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                      unsigned flags);
+    int (*co_write_zeroes)(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+    int (*co_discard)(struct node *n, uint64_t off, uint64_t len);
+    int (*co_flush)(struct node *n);
+    int (*co_status)(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
+    bool (*co_resize)(struct node *n, uint64_t size, struct err *err);
+
+    void (*get_info)(struct node *n, struct node_info *ret);   /* fill what differs */
+    json_t *(*format_info)(struct node *n);
+    void (*cancel_in_flight)(struct node *n);
+
+    /* The node moves to another loop while it is idle: let go of what is bound
+     * to the old one (called there), bind to the new one (called there). */
+    void (*co_detach)(struct node *n);
+    void (*co_attach)(struct node *n);
+};
+
+/* Smallest units of requests. */
+struct node_limits {
+    uint32_t request_align;      /* power of two, >= 1 */
+    uint32_t max_transfer;       /* bytes a read or write may have; 0: no limit */
+    uint32_t max_zeroes;         /* the same for write_zeroes and discard; 0: no limit */
+    unsigned write_flags;        /* REQ_ flags that co_pwritev understands (FUA: else the */
+    unsigned zero_flags;         /*   funnel flushes after the write); same for zeroes */
+};
+
+struct node {
+    /* Set by the core before open. */
+    const struct driver *drv;
+    void *state;
+    struct loop *loop;
+    char name[NODE_NAME_MAX];
+    bool read_only;
+    bool no_cache;               /* cache.direct */
+    bool no_flush;               /* cache.no-flush: flushes are not passed down */
+    bool discard_unmap;          /* discard=unmap; else discards stop here */
+    bool force_share;            /* open though others have it locked */
+
+    /* Set by the driver. */
+    uint64_t size;
+    struct node_limits limits;
+    bool zero_init;
+
+    /* The core's own; drivers keep away. */
+    struct node_core *core;
+    struct edge *file, *backing, *data_file;   /* children by role; read by drivers */
+};
+
+/* The node at the other end of an edge to a child; NULL for a NULL edge. */
+struct node *edge_node(const struct edge *e);
+
+/* ---- registry ------------------------------------------------------------ */
+
+/* All drivers are registered once at start (drivers/registry.c), before loops run. */
+void driver_register(const struct driver *drv);
+const struct driver *driver_find(const char *name);
+const struct driver *driver_nth(unsigned i);     /* NULL after the last */
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Making, finding and joining nodes. The registry of names is the one thing
+ * here that every loop shares; a mutex guards it, and it is never touched on
+ * the data path.
+ *
+ * Permissions: every use of a node is an edge, held by a parent node or by a
+ * user outside the graph (an export, a job), that says what it does and what it
+ * tolerates of others. Two edges conflict when one writes and the other does
+ * not share writing.
+ */
+#ifndef BLOCK_GRAPH_H
+#define BLOCK_GRAPH_H
+
+#include "block/driver.h"
+
+/* ---- options of a node as users give them -------------------------------- */
+
+struct cache_options {
+    bool has_direct, direct;
+    bool has_no_flush, no_flush;
+};
+
+/* QAPI BlockdevOptions: what all drivers share, and the driver's own. */
+struct blockdev_options {
+    char *driver;
+    bool has_node_name;
+    char *node_name;
+    bool has_discard;
+    int discard;                 /* index of "ignore", "unmap" */
+    bool has_cache;
+    struct cache_options cache;
+    bool has_read_only, read_only;
+    bool has_auto_read_only, auto_read_only;
+    bool has_force_share, force_share;
+    bool has_detect_zeroes;
+    int detect_zeroes;           /* index of "off", "on", "unmap" */
+    void *own;                   /* decoded driver->options */
+};
+extern const struct schema_type blockdev_options_type;
+
+/* BlockdevRef / BlockdevRefOrNull: a node's name, its options inline, or null. */
+extern const struct schema_type blockdev_ref_type, blockdev_ref_or_null_type;   /* schema_alt */
+
+/* ---- opening ------------------------------------------------------------- */
+
+/* Open a node and all that it names, on the calling coroutine's loop. @json is
+ * what blockdev-add takes (@keyval: scalars are strings). Children given by
+ * name must live on this loop. The result holds one reference. On failure
+ * nothing is left open. Coroutine. */
+struct node *co_node_open(const json_t *json, bool keyval, struct err *err);
+
+/* A short way for the common case: @format (NULL: raw) over the file, device or
+ * nbd URI @filename. */
+struct open_file_opts {
+    const char *filename;
+    const char *format;
+    bool read_only;
+    bool no_backing;       /* qcow2: leave the backing file closed ("backing": null) */
+    bool direct;
+    bool force_share;
+    bool unmap;            /* discard=unmap at every level */
+    const char *node_name; /* NULL: generated */
+};
+struct node *co_node_open_file(const struct open_file_opts *o, struct err *err);
+/* The JSON that co_node_open_file opens. New reference. */
+json_t *node_json_for_file(const struct open_file_opts *o);
+/* Which driver a user's file name asks for: "nbd" for nbd:// nbds:// nbd+unix://, "host_device" for
+ * a block device, else "file". Looks at the file system (stat), does not suspend. */
+const char *protocol_for_filename(const char *filename);
+
+/* The loop that a node opened from @json has to live on because it names nodes
+ * that exist (NULL: any). -EXDEV in @err when they live on different loops and
+ * cannot be moved. Main loop coroutine. */
+bool co_node_json_loop(const json_t *json, struct loop **ret, struct err *err);
+
+/* For drivers, inside co_open: open or find the child that option @role ("file",
+ * "backing") describes and attach it. perms: what this driver will do to it. */
+enum edge_perm {
+    EDGE_READ = 1,
+    EDGE_WRITE = 2,
+    EDGE_RESIZE = 4,
+};
+MUST_CHECK bool co_node_open_child(struct node *parent, const char *role,
+                                   const struct schema_alt *ref, unsigned perms,
+                                   unsigned shared, struct err *err);
+
+/* ---- finding --------------------------------------------------------------- */
+
+/* A new reference, or NULL with DeviceNotFound-style text in @err ("Cannot find
+ * device='' nor node-name='x'"). Any thread. */
+struct node *node_find(const char *name, struct err *err);
+
+/* Call @fn for every node, with a reference held. Main loop coroutine (it hops
+ * to no loop itself). */
+void node_for_each(void (*fn)(struct node *n, void *arg), void *arg);
+
+/* blockdev-add / blockdev-del keep one reference as the user's own. Deleting is
+ * refused while the node has parents or users ("Node x is in use as ..."),
+ * or was not added by the user. Coroutine on the node's loop. */
+void node_set_monitor_owned(struct node *n);
+MUST_CHECK bool co_node_monitor_del(struct node *n, struct err *err);
+
+/* ---- edges ----------------------------------------------------------------- */
+
+/* Attach a user from outside the graph. @who is said to people ("block export 'e0'").
+ * Fails when it conflicts with an edge that is there. The edge holds a reference. */
+struct edge *edge_attach_user(struct node *n, const char *who, unsigned perms, unsigned shared,
+                              struct err *err);
+void edge_detach(struct edge *e);                /* takes NULL; frees the edge */
+MUST_CHECK bool edge_set_perms(struct edge *e, unsigned perms, unsigned shared, struct err *err);
+/* "node 'x' is in use by block export 'e0'": whether anything uses n. */
+bool node_in_use(struct node *n, struct err *err);
+
+/* Whether @a and @b come down to the same file, device or export, or one is in
+ * the other's chain. */
+bool node_shares_storage(struct node *a, struct node *b);
+/* Whether the file @path is the storage of a node in @n's chain (by device and inode). */
+bool node_uses_file(struct node *n, const char *path);
+
+/* ---- moving ------------------------------------------------------------------ */
+
+/* Move the connected graph of @n, which must be idle and have no users, to
+ * @loop. Main loop coroutine. -EBUSY when in use. */
+MUST_CHECK bool co_node_move(struct node *n, struct loop *loop, struct err *err);
+
+#endif
