@@ -26,8 +26,13 @@
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b) ({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a < _b ? _a : _b; })
-#define MAX(a, b) ({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a > _b ? _a : _b; })
+/* Each argument is evaluated once; the counter lets them nest. */
+#define PASTE(a, b) PASTE_(a, b)
+#define PASTE_(a, b) a##b
+#define MIN(a, b) MIN_(a, b, PASTE(_a, __COUNTER__), PASTE(_b, __COUNTER__))
+#define MAX(a, b) MAX_(a, b, PASTE(_a, __COUNTER__), PASTE(_b, __COUNTER__))
+#define MIN_(a, b, x, y) ({ __typeof__(a) x = (a); __typeof__(b) y = (b); x < y ? x : y; })
+#define MAX_(a, b, x, y) ({ __typeof__(a) x = (a); __typeof__(b) y = (b); x > y ? x : y; })
 
 #define container_of(ptr, type, member) \
     ((type *)((char *)(ptr) - offsetof(type, member)))
