@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# A thin front on Meson: each target is one command a person would otherwise type.
+#   make          build             make check    build, and pass every test
+#   make demo     see it work       make torture  the long runs
+#   make bench    compare speed     make install  PREFIX=/usr/local
+# make deps installs what is missing (Debian); demo and check call it themselves.
+
+PREFIX ?= /usr/local
+BUILD  ?= build
+SANITIZE = -Db_sanitize=address,undefined -Db_lundef=false
+
+.PHONY: all deps demo check torture bench install clean
+all: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+deps:
+	tools/deps.sh check
+
+$(BUILD)/build.ninja:
+	tools/deps.sh build
+	meson setup $(BUILD) --prefix=$(PREFIX)
+
+demo: all
+	tools/demo.sh $(BUILD)/stillpoint $(DISK)
+
+check:
+	tools/deps.sh check
+	tools/check.sh
+
+torture: deps all
+	tools/torture.sh $(BUILD)
+
+bench: deps all
+	bench/run.py --stillpoint $(BUILD)/stillpoint
+
+install: all
+	meson install -C $(BUILD)
+
+clean:
+	rm -rf build build-*
