@@ -59,6 +59,14 @@ void strbuf_addf(struct strbuf *sb, const char *fmt, ...)
     va_end(ap);
 }
 
+void strbuf_cut(struct strbuf *sb, size_t len)
+{
+    assert(len <= sb->len);
+    sb->len = len;
+    if (sb->text)
+        sb->text[len] = '\0';
+}
+
 const char *strbuf_text(const struct strbuf *sb)
 {
     return sb->text ? sb->text : "";

@@ -22,6 +22,9 @@ void strbuf_addc(struct strbuf *sb, char c);
 void strbuf_addf(struct strbuf *sb, const char *fmt, ...) PRINTF_LIKE(2, 3);
 void strbuf_vaddf(struct strbuf *sb, const char *fmt, va_list ap);
 
+/* Drop what lies behind the first @len bytes. */
+void strbuf_cut(struct strbuf *sb, size_t len);
+
 /* The text so far, "" if nothing was added; valid until the next call. */
 const char *strbuf_text(const struct strbuf *sb);
 
