@@ -22,7 +22,7 @@ $(BUILD)/build.ninja:
 	meson setup $(BUILD) --prefix=$(PREFIX)
 
 demo: all
-	tools/demo.sh $(BUILD)/stillpoint $(DISK)
+	tools/demo.py $(BUILD)/stillpoint $(DISK)
 
 check:
 	tools/deps.sh check

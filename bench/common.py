@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: servers under test, QMP, fio, medians and tables.
+
+Stillpoint takes qemu-storage-daemon's command line, so one class starts both. Runs of the
+peers are interleaved by the callers: these machines drift, and only ratios of figures
+taken side by side mean anything.
+"""
+import json
+import os
+import socket
+import statistics
+import subprocess
+import time
+
+
+class Qmp:
+    """A QMP connection that keeps events for those who wait for them."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("rw")
+        self.events = []
+        json.loads(self.file.readline())
+        self("qmp_capabilities")
+
+    def _next(self):
+        line = self.file.readline()
+        if not line:
+            raise RuntimeError("the monitor closed")
+        return json.loads(line)
+
+    def __call__(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while True:
+            message = self._next()
+            if "event" in message:
+                self.events.append(message)
+            elif "error" in message:
+                raise RuntimeError(f"{command}: {message['error']['desc']}")
+            else:
+                return message["return"]
+
+    def wait_event(self, name):
+        while True:
+            for i, event in enumerate(self.events):
+                if event["event"] == name:
+                    return self.events.pop(i)
+            message = self._next()
+            if "event" in message:
+                self.events.append(message)
+
+
+def wait_socket(path, process):
+    end = time.monotonic() + 20
+    while not os.path.exists(path):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{process.args[0]} did not start")
+        time.sleep(0.01)
+
+
+class Daemon:
+    """A storage daemon with one writable disk "d" (node and export) and a monitor."""
+
+    def __init__(self, program, directory, image, fmt="raw", aio="threads", extra=()):
+        self.socket = os.path.join(directory, "nbd.sock")
+        self.control = os.path.join(directory, "qmp.sock")
+        for path in (self.socket, self.control):
+            if os.path.exists(path):
+                os.unlink(path)
+        self.process = subprocess.Popen(
+            [*program, "--blockdev", f"driver=file,node-name=f,filename={image},aio={aio},"
+             "discard=unmap",
+             "--blockdev", f"driver={fmt},node-name=d,file=f,discard=unmap",
+             "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
+             "--export", "type=nbd,id=e,node-name=d,name=d,writable=on",
+             "--chardev", f"socket,id=c,path={self.control},server=on,wait=off",
+             "--monitor", "chardev=c", *extra])
+        wait_socket(self.socket, self.process)
+        wait_socket(self.control, self.process)
+        self.uri = f"nbd+unix:///d?socket={self.socket}"
+        self.qmp = Qmp(self.control)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+class Nbdkit:
+    def __init__(self, directory, *arguments, name="nbdkit"):
+        self.socket = os.path.join(directory, f"{name}.sock")
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        self.process = subprocess.Popen(["nbdkit", "-f", "-U", self.socket, *arguments])
+        wait_socket(self.socket, self.process)
+        self.uri = f"nbd+unix:///?socket={self.socket}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def fio_start(uri, rw, bs, depth, seconds, size, out):
+    return subprocess.Popen(
+        ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={bs}",
+         f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", f"--size={size}",
+         "--norandommap", "--randrepeat=0", "--output-format=json", f"--output={out}"],
+        stdout=subprocess.DEVNULL)
+
+
+def fio_result(process, out):
+    """Requests a second, and completion latency percentiles in microseconds."""
+    if process.wait() != 0:
+        raise RuntimeError("fio failed")
+    with open(out, encoding="utf-8") as f:
+        job = json.load(f)["jobs"][0]
+    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    percentile = side["clat_ns"].get("percentile", {})
+    return {"iops": side["iops"], "p50": percentile.get("50.000000", 0) / 1e3,
+            "p99": percentile.get("99.000000", 0) / 1e3, "max": side["clat_ns"]["max"] / 1e3}
+
+
+def fio(uri, rw, bs, depth, seconds, size, directory):
+    out = os.path.join(directory, "fio.json")
+    return fio_result(fio_start(uri, rw, bs, depth, seconds, size, out), out)
+
+
+def timed(*command):
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - start
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def spread(values):
+    """(max - min) / median, in percent."""
+    return 100 * (max(values) - min(values)) / median(values) if median(values) else 0
+
+
+def table(title, header, rows):
+    print(f"\n{title}\n")
+    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
+    for n, row in enumerate([header, *rows]):
+        print("| " + " | ".join(str(c).rjust(w) if i else str(c).ljust(w)
+                                for i, (c, w) in enumerate(zip(row, widths))) + " |")
+        if n == 0:
+            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    print(flush=True)
