@@ -35,6 +35,7 @@ struct nbd_export_opts {
     const char *name;          /* as clients ask for it; NULL: the node's name. At most 4096 bytes */
     const char *description;   /* shown to clients by LIST and INFO; NULL: none. At most 4096 bytes */
     bool writable;
+    bool writethrough;         /* every write is on stable storage before it is answered */
 };
 
 /* Open @o->node for clients. Refused with QEMU's words: an id or a name that is
@@ -98,13 +99,16 @@ struct nbd_address {
     int fd;               /* FD: a listening stream socket, taken over on success */
 };
 
-#define NBD_DEFAULT_MAX_CONNECTIONS 100   /* QEMU's, qapi/block-export.json */
+#define NBD_DEFAULT_MAX_CONNECTIONS 100       /* QEMU's, qapi/block-export.json */
+#define NBD_DEFAULT_HANDSHAKE_SECONDS_MAX 10  /* the same */
 
 struct nbd_server_opts {
     struct nbd_address address;
     struct nbd_exports *exports;   /* must outlive the server */
     uint32_t max_connections;      /* at one time; further ones wait in the backlog. 0: no limit.
                                     * 1 also stops advertising multi-conn */
+    uint32_t handshake_seconds_max;   /* a client that has not chosen an export by then is
+                                       * disconnected. 0: no limit */
 };
 
 /* Listen. A socket file that nobody listens on any more is replaced; a live one
