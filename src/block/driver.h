@@ -3,13 +3,17 @@
  * For implementers of drivers: the table of operations and the part of a node
  * that a driver sees. Users of nodes include node.h instead.
  *
- * The funnel guarantees to every operation: the range lies inside node->size,
- * is not empty, is a multiple of limits.request_align, and is at most
- * limits.max_transfer for reads and writes; write operations never come to a
- * read-only node; overlapping requests may run at the same time (a driver that
- * minds orders them itself). An operation that a driver leaves NULL is answered
- * by the funnel (-ENOTSUP, or a fallback as node.h describes). All operations
- * run in coroutines on the node's loop, except where noted.
+ * The funnel guarantees to every operation: the range lies inside node->size
+ * rounded up to limits.request_align, is not empty, is a multiple of
+ * limits.request_align, and is at most limits.max_transfer for reads and writes;
+ * write operations never come to a read-only node; overlapping requests may run
+ * at the same time (a driver that minds orders them itself). Of a node whose size
+ * is no multiple of request_align the last block reaches beyond the end: it reads
+ * as zero there, and what is written there is dropped. An operation that a driver
+ * leaves NULL is answered by the funnel (-ENOTSUP, or a fallback as node.h
+ * describes; flush goes to the children file and data-file, resize and status of
+ * a filter to its file). All operations run in coroutines on the node's loop,
+ * except where noted.
  */
 #ifndef BLOCK_DRIVER_H
 #define BLOCK_DRIVER_H
@@ -29,8 +33,10 @@ struct driver {
 
     /* @opts is the decoded options struct, valid during the call only. Opens
      * children with co_node_open_child (graph.h) and sets n->size, n->limits,
-     * n->zero_init. On failure nothing may be left behind but children that
-     * are attached (the core releases those) and n->state. */
+     * n->zero_init, n->storage_id. On failure nothing may be left behind but
+     * children that are attached (the core releases those) and n->state. A
+     * protocol that fails with -EACCES, -EPERM or -EROFS under auto-read-only is
+     * called once more with n->read_only set. */
     bool (*co_open)(struct node *n, const void *opts, struct err *err);
     /* Writes back what is cached and lets go. Children are still attached. */
     void (*co_close)(struct node *n);
@@ -49,6 +55,11 @@ struct driver {
     json_t *(*format_info)(struct node *n);
     void (*cancel_in_flight)(struct node *n);
 
+    /* Protocols whose user-given name is not simply option "filename": the options
+     * (without "driver") that @filename stands for, such as those of an nbd:// URI.
+     * New reference, or NULL with @err. Any thread. */
+    json_t *(*parse_filename)(const char *filename, struct err *err);
+
     /* The node moves to another loop while it is idle: let go of what is bound
      * to the old one (called there), bind to the new one (called there). */
     void (*co_detach)(struct node *n);
@@ -60,6 +71,8 @@ struct node_limits {
     uint32_t request_align;      /* power of two, >= 1 */
     uint32_t max_transfer;       /* bytes a read or write may have; 0: no limit */
     uint32_t max_zeroes;         /* the same for write_zeroes and discard; 0: no limit */
+    uint32_t zero_align;         /* power of two; write_zeroes is cut so that only its head and
+                                  *   tail are less than this; 0: request_align */
     unsigned write_flags;        /* REQ_ flags that co_pwritev understands (FUA: else the */
     unsigned zero_flags;         /*   funnel flushes after the write); same for zeroes */
 };
@@ -70,9 +83,9 @@ struct node {
     void *state;
     struct loop *loop;
     char name[NODE_NAME_MAX];
-    bool read_only;
+    bool read_only;              /* may become true while the child `file` is opened: look again */
     bool no_cache;               /* cache.direct */
-    bool no_flush;               /* cache.no-flush: flushes are not passed down */
+    bool no_flush;               /* cache.no-flush: a protocol's flushes are not done */
     bool discard_unmap;          /* discard=unmap; else discards stop here */
     bool force_share;            /* open though others have it locked */
 
@@ -80,6 +93,8 @@ struct node {
     uint64_t size;
     struct node_limits limits;
     bool zero_init;
+    char *storage_id;            /* protocols: equal for two nodes over the same bytes, malloc'ed,
+                                  *   freed by the core; storage_id_for_file, or a URI */
 
     /* The core's own; drivers keep away. */
     struct node_core *core;
@@ -88,6 +103,14 @@ struct node {
 
 /* The node at the other end of an edge to a child; NULL for a NULL edge. */
 struct node *edge_node(const struct edge *e);
+
+/* The child that was opened with this role, for roles that have no field above
+ * ("target"). Borrowed; NULL if there is none. */
+struct node *node_child(const struct node *n, const char *role);
+
+/* The storage_id of a file or block device: by device and inode. */
+struct stat;
+char *storage_id_for_file(const struct stat *st);
 
 /* ---- registry ------------------------------------------------------------ */
 

@@ -51,7 +51,8 @@ extern const struct schema_type blockdev_ref_type, blockdev_ref_or_null_type;   
 struct node *co_node_open(const json_t *json, bool keyval, struct err *err);
 
 /* A short way for the common case: @format (NULL: raw) over the file, device or
- * nbd URI @filename. */
+ * nbd URI @filename. "json:{...}" gives the options themselves, under @format only
+ * if that is not NULL and they are a protocol's. */
 struct open_file_opts {
     const char *filename;
     const char *format;
@@ -63,19 +64,29 @@ struct open_file_opts {
     const char *node_name; /* NULL: generated */
 };
 struct node *co_node_open_file(const struct open_file_opts *o, struct err *err);
-/* The JSON that co_node_open_file opens. New reference. */
-json_t *node_json_for_file(const struct open_file_opts *o);
+/* The JSON that co_node_open_file opens. New reference; NULL with @err when the
+ * name is bad or asks for a driver that is not there. Looks at the file system
+ * (stat), does not suspend. */
+json_t *node_json_for_file(const struct open_file_opts *o, struct err *err);
 /* Which driver a user's file name asks for: "nbd" for nbd:// nbds:// nbd+unix://, "host_device" for
  * a block device, else "file". Looks at the file system (stat), does not suspend. */
 const char *protocol_for_filename(const char *filename);
 
 /* The loop that a node opened from @json has to live on because it names nodes
- * that exist (NULL: any). -EXDEV in @err when they live on different loops and
- * cannot be moved. Main loop coroutine. */
+ * that exist (NULL: any). Named nodes on different loops are brought together by
+ * moving those that are idle; -EXDEV in @err when that is not enough. Names of
+ * nodes that do not exist are left for the opening to refuse. Main loop
+ * coroutine. */
 bool co_node_json_loop(const json_t *json, struct loop **ret, struct err *err);
 
 /* For drivers, inside co_open: open or find the child that option @role ("file",
- * "backing") describes and attach it. perms: what this driver will do to it. */
+ * "backing", "data-file", or another name of at most 15 bytes) describes and attach
+ * it. perms: what this driver will do to it; shared: what it lets others do.
+ * Inline options inherit: cache.*, force-share, read-only and auto-read-only from
+ * the parent (but a backing file is read-only), discard is "unmap". When "file"
+ * comes out read-only though EDGE_WRITE was asked and the parent is
+ * auto-read-only, the parent becomes read-only too and only EDGE_READ is taken.
+ * SCHEMA_ALT_NULL attaches nothing and succeeds. */
 enum edge_perm {
     EDGE_READ = 1,
     EDGE_WRITE = 2,
@@ -84,6 +95,12 @@ enum edge_perm {
 MUST_CHECK bool co_node_open_child(struct node *parent, const char *role,
                                    const struct schema_alt *ref, unsigned perms,
                                    unsigned shared, struct err *err);
+
+/* For drivers, inside co_open, before they open a child that an image names by
+ * itself: refuses the file @path when it is the storage of @n or of a node that @n
+ * is being opened for, so that an image which is its own backing file, directly or
+ * through others, is an error and no endless chain. */
+MUST_CHECK bool node_check_no_loop(const struct node *n, const char *path, struct err *err);
 
 /* ---- finding --------------------------------------------------------------- */
 
@@ -96,15 +113,19 @@ struct node *node_find(const char *name, struct err *err);
 void node_for_each(void (*fn)(struct node *n, void *arg), void *arg);
 
 /* blockdev-add / blockdev-del keep one reference as the user's own. Deleting is
- * refused while the node has parents or users ("Node x is in use as ..."),
- * or was not added by the user. Coroutine on the node's loop. */
+ * refused while the node has parents or users ("Node 'x' is in use by ..."),
+ * or was not added by the user. Deleting takes over the caller's reference in
+ * every case; on success the node is closed when it returns unless somebody else
+ * holds a reference still. Coroutine on the node's loop. */
 void node_set_monitor_owned(struct node *n);
+bool node_monitor_owned(const struct node *n);
 MUST_CHECK bool co_node_monitor_del(struct node *n, struct err *err);
 
 /* ---- edges ----------------------------------------------------------------- */
 
 /* Attach a user from outside the graph. @who is said to people ("block export 'e0'").
- * Fails when it conflicts with an edge that is there. The edge holds a reference. */
+ * Fails when it conflicts with an edge that is there, or wants to write to a
+ * read-only node. The edge holds a reference. */
 struct edge *edge_attach_user(struct node *n, const char *who, unsigned perms, unsigned shared,
                               struct err *err);
 void edge_detach(struct edge *e);                /* takes NULL; frees the edge */
@@ -121,7 +142,8 @@ bool node_uses_file(struct node *n, const char *path);
 /* ---- moving ------------------------------------------------------------------ */
 
 /* Move the connected graph of @n, which must be idle and have no users, to
- * @loop. Main loop coroutine. -EBUSY when in use. */
+ * @loop. The caller holds a reference. Main loop coroutine. -EBUSY when it has users or
+ * notifiers or is being moved by somebody else. */
 MUST_CHECK bool co_node_move(struct node *n, struct loop *loop, struct err *err);
 
 #endif

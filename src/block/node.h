@@ -41,6 +41,15 @@ struct node *node_ref(struct node *n);          /* any thread */
  * coroutine; children are released then. Takes NULL. */
 void node_unref(struct node *n);
 DEFINE_CLEANUP(struct node *, node_unref);
+/* The same, and when it was the last reference the node and all that only it
+ * held are closed (files unlocked, names free) before this returns. Coroutine of
+ * any loop. Takes NULL. */
+void co_node_unref(struct node *n);
+
+/* Run fn(arg) as a coroutine on the loop where @n lives when fn starts, and give
+ * its result: the way for the control plane to reach a node that may be moved
+ * meanwhile. The caller holds a reference. Coroutine of any loop. */
+int co_node_call(struct node *n, int (*fn)(void *arg), void *arg);
 
 const char *node_name(const struct node *n);    /* never empty; generated ones start with '#' */
 const char *node_driver_name(const struct node *n);
@@ -84,7 +93,8 @@ MUST_CHECK int co_node_pwritev(struct node *n, uint64_t off, uint64_t len, const
 MUST_CHECK int co_node_pread(struct node *n, uint64_t off, uint64_t len, void *buf, unsigned flags);
 MUST_CHECK int co_node_pwrite(struct node *n, uint64_t off, uint64_t len, const void *buf,
                               unsigned flags);
-/* Any length. Falls back to writing zeros unless REQ_NO_FALLBACK. */
+/* Any length. Falls back to writing zeros unless REQ_NO_FALLBACK, which makes it
+ * -ENOTSUP (part of the range may be zeroed already then). */
 MUST_CHECK int co_node_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
 /* A hint: success does not mean that anything was freed, nor that it reads as
  * zero. Any length. */
@@ -128,8 +138,12 @@ void node_cancel_in_flight(struct node *n);
  * Called by the funnel, in the requesting coroutine, for each write, zero write
  * and discard, with the range extended to what the driver will really touch,
  * before anything is changed. A negative result fails the request. The call
- * may suspend. Adding and removing is safe at any time; a request that is past
- * its notifiers is not seen: shut the doors first (disk.h) to be exact. */
+ * may suspend. Adding and removing is safe at any time, from inside a call too;
+ * a request that is past its notifiers is not seen: shut the doors first
+ * (disk.h) to be exact. Removing does not wait for calls that are inside: the
+ * owner sees those out before it frees the notifier. Requests with
+ * REQ_WRITE_UNCHANGED, and discards that stop at a node that ignores them, are
+ * not told. */
 struct node_notifier {
     struct list link;
     int (*co_before_write)(struct node_notifier *self, uint64_t off, uint64_t len);
