@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the unit tests of this room share: cmocka with the headers it wants, and
+ * random numbers that a seed repeats (STILLPOINT_SEED, printed with a failure).
+ */
+#ifndef TESTS_UNIT_BASE_UNIT_H
+#define TESTS_UNIT_BASE_UNIT_H
+
+#include "base/base.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <cmocka.h>
+
+struct random {
+    uint64_t state;
+};
+
+static inline uint64_t random_seed(uint64_t otherwise)
+{
+    const char *text = getenv("STILLPOINT_SEED");
+
+    return text ? strtoull(text, NULL, 0) : otherwise;
+}
+
+/* splitmix64: every state is followed by another, any seed will do. */
+static inline uint64_t random_next(struct random *r)
+{
+    uint64_t z = r->state += 0x9e3779b97f4a7c15ULL;
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    return z ^ (z >> 31);
+}
+
+/* 0 .. @n - 1; 0 for @n = 0. */
+static inline uint64_t random_below(struct random *r, uint64_t n)
+{
+    return n ? random_next(r) % n : 0;
+}
+
+#endif
