@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The backup job: copies a node as it stood at the instant of the start to a
+ * target while the node goes on being written. It is a consumer of a view
+ * (cbw/view.h); what it has to copy is its work list (worklist.h), how it is
+ * copied is the copier's affair (copier.h).
+ */
+#ifndef JOB_BACKUP_H
+#define JOB_BACKUP_H
+
+#include "block/graph.h"
+#include "cbw/view.h"
+#include "job/job.h"
+
+/* What the target receives. In the order of QAPI's MirrorSyncMode. */
+enum backup_sync {
+    BACKUP_TOP,     /* what the topmost image of the source holds */
+    BACKUP_FULL,    /* everything */
+    BACKUP_NONE,    /* old content of what is overwritten from now on; until ended */
+};
+
+/* In the order of QAPI's BlockdevOnError. */
+enum backup_on_error {
+    BACKUP_ON_ERROR_REPORT,     /* the job fails */
+    BACKUP_ON_ERROR_IGNORE,     /* tried again, paced, until it works */
+    BACKUP_ON_ERROR_ENOSPC,     /* stop when space is out, else report */
+    BACKUP_ON_ERROR_STOP,       /* the job pauses; resume tries again */
+    BACKUP_ON_ERROR_AUTO,       /* as enospc */
+};
+
+#define BACKUP_MAX_WORKERS_DEFAULT 16
+#define BACKUP_MAX_CHUNK_DEFAULT 0      /* the copier chooses */
+
+struct backup_opts {
+    const char *job_id;          /* NULL: the source's node name */
+    struct node *source;         /* on the calling loop; borrowed */
+    struct node *target;         /* on the calling loop; borrowed, the job takes its own reference */
+    bool target_is_zero;         /* just created without backing file: what is not written reads
+                                  * as zero (as node_info.zero_init confirms) */
+    enum backup_sync sync;
+    uint64_t speed;              /* bytes a second; 0: no limit */
+    enum backup_on_error on_source_error, on_target_error;
+    struct view_opts view;
+    bool auto_finalize, auto_dismiss;
+    uint32_t max_workers;        /* parallel copies, 1..LIMIT_BACKUP_WORKERS (64); QAPI's max-workers */
+    uint64_t max_chunk;          /* longest single copy, bytes; 0: choose; QAPI's max-chunk */
+    const struct job_events *events;     /* static; may be NULL */
+    void *events_arg;
+};
+
+#define BACKUP_OPTS_DEFAULT \
+    { \
+        .sync = BACKUP_FULL, \
+        .view = VIEW_OPTS_DEFAULT, \
+        .auto_finalize = true, \
+        .auto_dismiss = true, \
+        .max_workers = BACKUP_MAX_WORKERS_DEFAULT, \
+        .max_chunk = BACKUP_MAX_CHUNK_DEFAULT, \
+    }
+
+/* Check everything, take the instant, and start the job on the calling loop,
+ * where source and target live. When this returns the instant has passed: every
+ * write that was acknowledged before the call is in, every write that is begun
+ * after it returns is out.
+ *
+ * Refused before anything is touched: a target of another size, one that is
+ * read-only or in use, the source itself or a file of its chain, a job id in
+ * use. With sync top and none the target need not have its backing file open
+ * (open it with "backing": null): whole clusters are written, nothing is read
+ * from it.
+ *
+ * Nests inside doors that the caller has shut: several disks, one instant.
+ * @opts is used during the call only. Returns a reference. NULL with @err. */
+struct job *co_backup_start(const struct backup_opts *opts, struct err *err);
+
+#endif
