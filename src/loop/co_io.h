@@ -28,14 +28,22 @@ ssize_t co_pwritev(int fd, const struct iovec *iov, int niov, uint64_t off, unsi
 int co_fdatasync(int fd);
 int co_fallocate(int fd, int mode, uint64_t off, uint64_t len);
 
+/* Sockets, blocking or not: tried at once, then waited for. With MSG_DONTWAIT
+ * they give -EAGAIN instead of waiting. Sending never raises SIGPIPE. */
 ssize_t co_recv(int fd, void *buf, size_t len, int flags);
+ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags);
 ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags);
-int co_accept(int fd);   /* the new descriptor, close-on-exec; shutdown(fd) ends it */
+
+/* These make @fd non-blocking. co_accept gives the new descriptor, close-on-exec
+ * and blocking; shutdown(fd) ends it with -EINVAL. co_connect gives -EAGAIN when
+ * the backlog of a Unix listener has been full for five seconds. */
+int co_accept(int fd);
 int co_connect(int fd, const struct sockaddr *addr, socklen_t len);
 
 /* Wait for poll(2) events with a deadline. Another coroutine may end the wait
- * early with co_poll_wake. Returns revents, 0 for deadline or wake. One waiter
- * at a time for one co_poll. */
+ * early with co_poll_wake. Returns revents, 0 for deadline or wake, -EBADF for
+ * what is no descriptor. One waiter at a time for one co_poll, which starts
+ * zeroed. */
 struct co_poll {
     struct co *waiter;
     void *op;   /* the engine's, while waiting */
