@@ -72,4 +72,64 @@
 /* Bytes that a cache request reads at a time. */
 #define LIMIT_NBD_CACHE_STEP_BYTES (1024 * 1024)
 
+/* --- drivers/qcow2 --- */
+
+/* The L1 table and the refcount table stay in memory whole. QEMU's limits, so
+ * that every image which QEMU can open fits. */
+#define LIMIT_QCOW2_L1_BYTES (32 * MiB)
+#define LIMIT_QCOW2_REFTABLE_BYTES (8 * MiB)
+
+/* The format's bound on the name of a backing file, bytes without terminator. */
+#define LIMIT_QCOW2_BACKING_NAME 1023
+
+/* Internal snapshots of one image, as QEMU. */
+#define LIMIT_QCOW2_SNAPSHOTS 65536
+
+/* Images above each other that name each other in their headers: each costs open
+ * descriptors and caches. */
+#define LIMIT_QCOW2_CHAIN 256
+
+/* Memory for the metadata caches of one image, bytes, whatever options say. */
+#define LIMIT_QCOW2_CACHE_BYTES (1 * GiB)
+
+/* Runs of freed clusters that wait for a flush before they may be used again;
+ * with more of them the image is flushed unasked. */
+#define LIMIT_QCOW2_FREED_RUNS 65536
+
+/* Pieces of one guest request that are under way at the same time. */
+#define LIMIT_QCOW2_PIECES 8
+
+/* --- block --- */
+
+/* Images in a backing chain. Chains come from image headers, which may name each
+ * other for ever over a network; nobody keeps so many snapshots. */
+#define LIMIT_CHAIN_DEPTH 1024U
+
+/* Images of a chain that one coroutine's stack has to be enough for when a read
+ * goes down the chain: a new one is taken then. */
+#define LIMIT_CHAIN_PER_STACK 16U
+
+/* Nodes on top of each other without a backing chain, such as filters: every
+ * request passes all of them on one stack. */
+#define LIMIT_NODE_HEIGHT 32U
+
+/* Bytes that one unaligned request may hold in a bounce buffer at a time. */
+#define LIMIT_BOUNCE_BYTES (1U << 20)
+
+/* Bytes written at a time where zeros have to be written as data. */
+#define LIMIT_ZERO_WRITE_BYTES (1U << 20)
+
+/* --- cbw --- */
+
+/* Captures of one view at a time, and bytes of their buffers. Guests' requests
+ * wait beyond that; it bounds what a source that hangs can pile up. */
+#define LIMIT_VIEW_CAPTURES 128U
+#define LIMIT_VIEW_CAPTURE_BYTES (32U << 20)
+
+/* --- job --- */
+
+/* Parallel copies of one backup, and bytes of their buffers. */
+#define LIMIT_BACKUP_WORKERS 64U
+#define LIMIT_BACKUP_BYTES (64U << 20)
+
 #endif
