@@ -260,7 +260,8 @@ static uint64_t find(const struct bitmap *bm, uint64_t *const *level, uint64_t f
             return bm->nbits;       /* a clear bit behind the end */
         i = i * WORD_BITS + __builtin_ctzll(level[k][i] ^ flip);
     }
-    return MIN(i, bm->nbits);
+    assert(i <= bm->nbits);         /* the first clear bit behind the end is number nbits */
+    return i;
 }
 
 bool bitmap_test(const struct bitmap *bm, uint64_t bit)

@@ -21,7 +21,8 @@ static const struct {
     { &everything_type, "names.0=a,names.1=b,size=1.5M,number=-7,count=9,flag=off" },
     { &everything_type, "nodes.0.driver=null,nodes.1.driver=raw,nodes.1.file=n,any.x.y=1" },
     { &everything_type, "ref.driver=file,ref.filename=f,nested.filename=g,name=x" },
-    { &everything_type, "{\"flag\":true,\"number\":-5,\"count\":10,\"size\":12,\"name\":\"\\u00e4\","
+    { &everything_type, "{\"flag\":true,\"number\":-5,\"count\":10,\"size\":12,"
+                        "\"name\":\"\\u00e4\","
                         "\"any\":{\"k\":[1.5,null]},\"names\":[\"a\",\"b\"],\"ref\":null}" },
     { &everything_type, "{\"nodes\":[{\"driver\":\"null\"},"
                         "{\"driver\":\"raw\",\"file\":\"n\"}]}" },
