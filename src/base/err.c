@@ -18,6 +18,7 @@ static void mark_cut(struct err *err, int n)
         memcpy(err->text + sizeof(err->text) - 4, "...", 4);
 }
 
+PRINTF_LIKE(4, 0)
 static bool vset(struct err *err, enum err_class class, int code, const char *fmt, va_list ap)
 {
     assert(code < 0);

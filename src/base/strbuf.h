@@ -20,7 +20,7 @@ void strbuf_add(struct strbuf *sb, const char *text);
 void strbuf_addn(struct strbuf *sb, const char *bytes, size_t n);
 void strbuf_addc(struct strbuf *sb, char c);
 void strbuf_addf(struct strbuf *sb, const char *fmt, ...) PRINTF_LIKE(2, 3);
-void strbuf_vaddf(struct strbuf *sb, const char *fmt, va_list ap);
+void strbuf_vaddf(struct strbuf *sb, const char *fmt, va_list ap) PRINTF_LIKE(2, 0);
 
 /* Drop what lies behind the first @len bytes. */
 void strbuf_cut(struct strbuf *sb, size_t len);
