@@ -49,7 +49,7 @@ struct view_opts {
     }
 
 /* How long co_view_open waits for the requests in flight. */
-#define VIEW_DOOR_TIMEOUT_NS (10 * NSEC_PER_SEC)
+#define VIEW_DOOR_TIMEOUT_NS (4 * NSEC_PER_SEC)
 
 /* Get a view of @n ready: open scratch, allocate bitmaps, attach to the node as
  * a reader called @who ("job 'j0'"), forbid resizing. Captures nothing yet.

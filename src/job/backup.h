@@ -34,7 +34,7 @@ enum backup_on_error {
 struct backup_opts {
     const char *job_id;          /* NULL: the source's node name */
     struct node *source;         /* on the calling loop; borrowed */
-    struct node *target;         /* on the calling loop; borrowed, the job takes its own reference */
+    struct node *target;         /* the same; the job takes references of its own */
     bool target_is_zero;         /* just created without backing file: what is not written reads
                                   * as zero (as node_info.zero_init confirms) */
     enum backup_sync sync;
@@ -42,8 +42,8 @@ struct backup_opts {
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;
     bool auto_finalize, auto_dismiss;
-    uint32_t max_workers;        /* parallel copies, 1..LIMIT_BACKUP_WORKERS (64); QAPI's max-workers */
-    uint64_t max_chunk;          /* longest single copy, bytes; 0: choose; QAPI's max-chunk */
+    uint32_t max_workers;        /* parallel copies, > 0; LIMIT_BACKUP_WORKERS at most run */
+    uint64_t max_chunk;          /* longest single copy, bytes; 0: choose */
     const struct job_events *events;     /* static; may be NULL */
     void *events_arg;
 };

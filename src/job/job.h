@@ -71,7 +71,7 @@ const char *job_iostatus_name(enum job_iostatus s);
 const char *job_op_name(enum job_op op);
 const char *job_action_name(enum job_action a);
 
-/* What somebody outside hears. Called on the job's loop, in the order in which
+/* What somebody outside hears; err is -errno. Called on the job's loop, in the order in which
  * things happen; must not suspend. job_query may be called inside. Each may be
  * NULL. */
 struct job_events {
@@ -184,8 +184,9 @@ void co_job_wait(struct job *job, uint64_t deadline);
 void job_kick(struct job *job);
 uint64_t job_speed(const struct job *job);
 void job_progress(struct job *job, uint64_t current, uint64_t total);
-/* An I/O error was met: tell it (paced: see job.c), and for JOB_ACTION_STOP
- * pause the job as if the user had and set its iostatus. */
+/* An I/O error (-errno) was met: tell it, and for JOB_ACTION_STOP pause the job as
+ * if the user had and set its iostatus. Errors that are ignored are told once a
+ * second at most. */
 void job_io_error(struct job *job, enum job_op op, enum job_action action, int err);
 
 /* Whether @id is fit for a job: a letter, then letters, digits, '-', '.', '_'. Any thread. */

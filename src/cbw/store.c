@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The scratch store. The memory tier is written and read inline: it is memcpy
+ * with a system call around it and never waits. The file tier goes through the
+ * loop. Released file space is punched by one coroutine that works off a bitmap,
+ * so that any number of releases costs one hole each time round; bytes of the
+ * file count as used until the hole is there, because until then they are.
+ */
+#include "cbw/store.h"
+#include "base/bitmap.h"
+#include "base/iov.h"
+#include "base/mem.h"
+#include "cbw/view.h"
+#include "loop/co_io.h"
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define GRANULE ((uint64_t)VIEW_GRANULE)
+#define INLINE_CLOSE_BYTES (1 * MiB)   /* more than this is given back in a worker */
+
+struct store {
+    /* Never changed. */
+    uint64_t size;
+    uint64_t limit;
+    int memory_fd, file_fd;            /* -1: no such tier */
+
+    uint64_t memory_max;               /* lowered when the system has no more to give */
+    uint64_t memory_used, file_used;
+    uint64_t reserved;
+    struct bitmap *stored;             /* kept in a tier */
+    struct bitmap *in_file;            /* subset of stored: in the file, else in memory */
+    struct bitmap *punch;              /* released in the file, no hole yet */
+    struct waitq space;                /* woken when bytes come free */
+    bool punching;                     /* the coroutine runs; it frees a store that is dead */
+    bool dead;
+};
+
+/* ---- opening ------------------------------------------------------------- */
+
+struct open_file {
+    const char *dir;
+    uint64_t size;
+};
+
+/* In a worker: a descriptor or -errno. */
+static int open_file_work(void *arg)
+{
+    struct open_file *o = arg;
+    int fd = open(o->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+    /* File systems without O_TMPFILE (open(2)): a name for a moment. */
+    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
+        char *name = xasprintf("%s/.stillpoint-scratch-XXXXXX", o->dir);
+
+        fd = mkostemp(name, O_CLOEXEC);
+        int saved = errno;
+        if (fd >= 0)
+            unlink(name);
+        free(name);
+        errno = saved;
+    }
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, o->size) < 0) {
+        int r = -errno;
+
+        close(fd);
+        return r;
+    }
+    return fd;
+}
+
+static bool open_memory(struct store *s, struct err *err)
+{
+    s->memory_fd = memfd_create("stillpoint-scratch", MFD_CLOEXEC);
+    if (s->memory_fd < 0)
+        return err_errno(err, -errno, "Cannot create scratch memory");
+    if (ftruncate(s->memory_fd, s->size) < 0)
+        return err_errno(err, -errno, "Cannot size scratch memory for a disk of %llu bytes",
+                         (unsigned long long)s->size);
+    return true;
+}
+
+static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
+{
+    if (s->memory_max && !open_memory(s, err))
+        return false;
+    if (dir) {
+        struct open_file o = { .dir = dir, .size = s->size };
+        int fd = co_offload(open_file_work, &o);
+
+        if (fd < 0)
+            return err_errno(err, fd, "Cannot create a scratch file in '%s'", dir);
+        s->file_fd = fd;
+    }
+    if (s->memory_fd < 0 && s->file_fd < 0)
+        return err_set(err, -EINVAL, "A view needs scratch memory or a scratch directory");
+    return true;
+}
+
+struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint64_t limit,
+                           struct err *err)
+{
+    struct store *s = xnew(struct store);
+    uint64_t bits = div_round_up(size, GRANULE);
+
+    *s = (struct store){
+        .size = bits * GRANULE,
+        .memory_max = align_down(memory, GRANULE),
+        .memory_fd = -1,
+        .file_fd = -1,
+        .limit = limit ? MAX(align_down(limit, GRANULE), GRANULE) : UINT64_MAX,
+        .stored = bitmap_new(bits),
+        .in_file = bitmap_new(bits),
+        .punch = bitmap_new(bits),
+    };
+    waitq_init(&s->space);
+    if (!dir)
+        s->limit = MIN(s->limit, s->memory_max);
+    if (!s->stored || !s->in_file || !s->punch)
+        err_set(err, -ENOMEM, "Not enough memory for the bitmaps of a disk of %llu bytes",
+                (unsigned long long)size);
+    else if (co_open_tiers(s, dir, err))
+        return s;
+    store_free(s);
+    return NULL;
+}
+
+/* ---- closing --------------------------------------------------------------- */
+
+static int close_work(void *arg)
+{
+    struct store *s = arg;
+
+    if (s->memory_fd >= 0)
+        close(s->memory_fd);
+    if (s->file_fd >= 0)
+        close(s->file_fd);
+    bitmap_free(s->stored);
+    bitmap_free(s->in_file);
+    bitmap_free(s->punch);
+    free(s);
+    return 0;
+}
+
+static void co_close(void *arg)
+{
+    co_offload(close_work, arg);
+}
+
+void store_free(struct store *s)
+{
+    if (!s)
+        return;
+    s->dead = true;
+    if (s->punching)
+        return;
+    if (s->memory_used + s->file_used > INLINE_CLOSE_BYTES)
+        co_start(co_close, s);
+    else
+        close_work(s);
+}
+
+/* ---- room -------------------------------------------------------------------- */
+
+uint64_t store_reserve(struct store *s, uint64_t want)
+{
+    uint64_t taken = s->memory_used + s->file_used + s->reserved;
+    uint64_t room = taken < s->limit ? s->limit - taken : 0;
+
+    assert(is_aligned(want, GRANULE));
+    want = MIN(want, align_down(room, GRANULE));
+    s->reserved += want;
+    return want;
+}
+
+void store_unreserve(struct store *s, uint64_t bytes)
+{
+    assert(bytes <= s->reserved);
+    s->reserved -= bytes;
+    if (bytes)
+        waitq_wake_all(&s->space);
+}
+
+struct waitq *store_space(struct store *s)
+{
+    return &s->space;
+}
+
+/* ---- writing ------------------------------------------------------------------ */
+
+static int memory_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    for (uint64_t at = 0; at < len;) {
+        ssize_t n = pwrite(s->memory_fd, buf + at, len - at, off + at);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -ENOSPC;
+        at += n;
+    }
+    return 0;
+}
+
+static int co_file_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    for (uint64_t at = 0; at < len;) {
+        struct iovec iov = { (void *)(uintptr_t)(buf + at), len - at };
+        ssize_t n = co_pwritev(s->file_fd, &iov, 1, off + at, IO_INLINE);
+
+        if (n <= 0)
+            return n < 0 ? n : -ENOSPC;
+        at += n;
+    }
+    return 0;
+}
+
+#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+
+static void memory_punch(struct store *s, uint64_t off, uint64_t len, uint64_t used)
+{
+    /* Cannot fail on a memfd without seals but for EINTR. */
+    while (fallocate(s->memory_fd, PUNCH, off, len) < 0 && errno == EINTR)
+        ;
+    s->memory_used -= used;
+}
+
+/* Store one run without zeros, or the beginning of it: as much as one tier takes.
+ * The bytes are counted before they are written so that calls that overlap in
+ * time do not promise the same memory. */
+static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint8_t *buf)
+{
+    uint64_t room = s->memory_used < s->memory_max ? s->memory_max - s->memory_used : 0;
+    int r;
+
+    if (room) {
+        uint64_t n = MIN(*len, room);
+
+        r = memory_write(s, off, n, buf);
+        if (r == 0) {
+            s->memory_used += n;
+            bitmap_set(s->stored, off / GRANULE, n / GRANULE);
+            *len = n;
+            return 0;
+        }
+        memory_punch(s, off, n, 0);
+        if (s->file_fd < 0)
+            return r;
+        s->memory_max = s->memory_used;
+    }
+    if (s->file_fd < 0)
+        return -ENOSPC;
+    s->file_used += *len;
+    r = co_file_write(s, off, *len, buf);
+    bitmap_set(s->stored, off / GRANULE, *len / GRANULE);   /* also on failure: to be undone */
+    bitmap_set(s->in_file, off / GRANULE, *len / GRANULE);
+    return r;
+}
+
+/* Forget the bits of a range; how many of them were in the file. */
+static uint64_t forget(struct store *s, uint64_t first, uint64_t n, uint64_t *ret_in_memory)
+{
+    uint64_t stored = bitmap_count(s->stored), in_file = bitmap_count(s->in_file);
+
+    bitmap_clear(s->stored, first, n);
+    bitmap_clear(s->in_file, first, n);
+    in_file -= bitmap_count(s->in_file);
+    *ret_in_memory = stored - bitmap_count(s->stored) - in_file;
+    return in_file;
+}
+
+/* A write that failed in the middle may be tried again, so the holes must be
+ * there before this returns: later ones would hit the new bytes. */
+static void co_undo_write(struct store *s, uint64_t off, uint64_t len)
+{
+    uint64_t in_memory;
+    uint64_t in_file = forget(s, off / GRANULE, len / GRANULE, &in_memory);
+
+    if (in_memory)
+        memory_punch(s, off, len, in_memory * GRANULE);
+    if (in_file) {
+        /* If it fails the bytes stay until they are written over. */
+        int r = co_fallocate(s->file_fd, PUNCH, off, len);
+
+        (void)r;
+        s->file_used -= in_file * GRANULE;
+    }
+}
+
+static bool granule_is_zero(const uint8_t *buf, uint64_t at)
+{
+    return mem_is_zero(buf + at, GRANULE);
+}
+
+int co_store_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
+{
+    int r = 0;
+
+    assert(is_aligned(off | len, GRANULE) && off + len <= s->size);
+    for (uint64_t at = 0; at < len && r == 0;) {
+        uint64_t n = GRANULE;
+
+        if (granule_is_zero(buf, at)) {
+            at += GRANULE;
+            continue;
+        }
+        while (at + n < len && !granule_is_zero(buf, at + n))
+            n += GRANULE;
+        r = co_write_run(s, off + at, &n, buf + at);
+        at += n;
+    }
+    if (r < 0)
+        co_undo_write(s, off, len);
+    store_unreserve(s, len);
+    return r;
+}
+
+/* ---- reading -------------------------------------------------------------------- */
+
+bool store_has(const struct store *s, uint64_t off, uint64_t len, uint64_t *ret_len)
+{
+    uint64_t bit = off / GRANULE;
+    bool has = bitmap_test(s->stored, bit);
+    uint64_t end = has ? bitmap_next_clear(s->stored, bit) : bitmap_next_set(s->stored, bit);
+
+    *ret_len = MIN(len, end * GRANULE - off);
+    return has;
+}
+
+#define INLINE_IOV 16
+#define KERNEL_IOV 1024   /* IOV_MAX */
+
+static ssize_t memory_readv(struct store *s, const struct iovec *iov, int niov, uint64_t off)
+{
+    ssize_t n;
+
+    do {
+        n = preadv(s->memory_fd, iov, niov, off);
+    } while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+/* Read a run that lies in one tier. */
+static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t len,
+                        const struct iovec *iov, int niov, uint64_t at)
+{
+    struct iovec few[INLINE_IOV];
+    CLEANUP(free) struct iovec *many = niov > INLINE_IOV ? xcalloc(niov, sizeof(*many)) : NULL;
+    struct iovec *part = many ? many : few;
+
+    for (uint64_t done = 0; done < len;) {
+        int np = iov_slice(part, iov, niov, at + done, len - done);
+        ssize_t n;
+
+        np = MIN(np, KERNEL_IOV);
+        if (in_file)
+            n = co_preadv(s->file_fd, part, np, off + done, IO_INLINE);
+        else
+            n = memory_readv(s, part, np, off + done);
+        if (n <= 0)
+            return n < 0 ? n : -EIO;
+        done += n;
+    }
+    return 0;
+}
+
+int co_store_readv(struct store *s, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                   uint64_t at)
+{
+    uint64_t end = off + len;
+
+    while (off < end) {
+        uint64_t n, bit = off / GRANULE;
+        int r;
+
+        if (!store_has(s, off, end - off, &n)) {
+            iov_zero(iov, niov, at, n);
+        } else {
+            bool in_file = bitmap_test(s->in_file, bit);
+            uint64_t tier_end = in_file ? bitmap_next_clear(s->in_file, bit)
+                                        : bitmap_next_set(s->in_file, bit);
+
+            n = MIN(n, tier_end * GRANULE - off);
+            r = co_tier_read(s, in_file, off, n, iov, niov, at);
+            if (r < 0)
+                return r;
+        }
+        off += n;
+        at += n;
+    }
+    return 0;
+}
+
+/* ---- releasing ------------------------------------------------------------------- */
+
+static void co_punch_file(void *arg)
+{
+    struct store *s = arg;
+    uint64_t first, n;
+
+    while (!s->dead && bitmap_next_range(s->punch, 0, UINT64_MAX, &first, &n)) {
+        bitmap_clear(s->punch, first, n);
+        /* A file system that cannot punch keeps the bytes, and they stay counted. */
+        if (co_fallocate(s->file_fd, PUNCH, first * GRANULE, n * GRANULE) == 0) {
+            s->file_used -= n * GRANULE;
+            waitq_wake_all(&s->space);
+        }
+    }
+    s->punching = false;
+    if (s->dead)
+        store_free(s);
+}
+
+static void release_file(struct store *s, uint64_t first, uint64_t n)
+{
+    uint64_t end = first + n, run;
+
+    while (first < end && bitmap_next_range(s->in_file, first, end - first, &first, &run) &&
+           first < end) {
+        bitmap_set(s->punch, first, MIN(run, end - first));
+        first += run;
+    }
+    if (!s->punching) {
+        s->punching = true;
+        co_start(co_punch_file, s);
+    }
+}
+
+void store_release(struct store *s, uint64_t off, uint64_t len)
+{
+    uint64_t first = off / GRANULE, n = len / GRANULE;
+    uint64_t in_memory;
+
+    assert(is_aligned(off | len, GRANULE) && off + len <= s->size);
+    if (!bitmap_any_set(s->stored, first, n))
+        return;
+    if (bitmap_any_set(s->in_file, first, n))
+        release_file(s, first, n);
+    forget(s, first, n, &in_memory);
+    /* Nothing in the range is wanted any more, so one hole does for all of it. */
+    if (in_memory) {
+        memory_punch(s, off, len, in_memory * GRANULE);
+        waitq_wake_all(&s->space);
+    }
+}
+
+void store_usage(const struct store *s, uint64_t *ret_memory, uint64_t *ret_file)
+{
+    *ret_memory = s->memory_used;
+    *ret_file = s->file_used;
+}

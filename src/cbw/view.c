@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Views as their consumers see them: opening, reading, releasing, the end. How
+ * a guest's write is met is in capture.c, where old content is kept in store.c.
+ * docs/point-in-time.md has the invariants.
+ */
+#include "base/iov.h"
+#include "base/mem.h"
+#include "base/range.h"
+#include "cbw/view_impl.h"
+#include <stdio.h>
+
+/* ---- life ------------------------------------------------------------------------ */
+
+static void view_free(struct view *v)
+{
+    assert(list_empty(&v->captures));
+    view_free_spare(v);
+    store_free(v->store);
+    bitmap_free(v->done);
+    bitmap_free(v->held);
+    disk_close(v->user);
+    free(v);
+}
+
+struct view *view_ref(struct view *v)
+{
+    v->refs++;
+    return v;
+}
+
+void view_unref(struct view *v)
+{
+    if (!v || --v->refs)
+        return;
+    v->refs = 1;    /* listeners that are told of the end may look at the view */
+    view_end(v, -ESHUTDOWN, "The view of node '%s' is closed", node_name(v->node));
+    view_free(v);
+}
+
+static bool co_view_init(struct view *v, const struct view_opts *opts, const char *who,
+                         struct err *err)
+{
+    v->user = disk_open(v->node, who, EDGE_READ, EDGE_READ | EDGE_WRITE | EDGE_RESIZE, err);
+    if (!v->user)
+        return false;
+    v->done = bitmap_new(v->granules);
+    v->held = bitmap_new(v->granules);
+    if (!v->done || !v->held)
+        return err_set(err, -ENOMEM, "Not enough memory for the bitmaps of node '%s'",
+                       node_name(v->node));
+    v->store = co_store_new(v->size, opts->scratch_dir, opts->scratch_memory,
+                            opts->scratch_limit, err);
+    return v->store != NULL;
+}
+
+struct view *co_view_prepare(struct node *n, const struct view_opts *opts, const char *who,
+                             struct err *err)
+{
+    struct view *v = xnew(struct view);
+
+    assert(node_loop(n) == loop_current());
+    /* First of all, so that the size stays what it is. */
+    node_forbid_resize(n, "a point-in-time view of it is open");
+    *v = (struct view){
+        .node = n,
+        .size = node_size(n),
+        .granules = div_round_up(node_size(n), GRANULE),
+        .timeout_ns = opts->cbw_timeout_ns,
+        .on_error = opts->on_cbw_error,
+        .refs = 1,
+        .notifier.co_before_write = co_view_before_write,
+    };
+    list_init(&v->notifier.link);
+    list_init(&v->listeners);
+    list_init(&v->captures);
+    list_init(&v->spare);
+    waitq_init(&v->slots);
+    if (co_view_init(v, opts, who, err))
+        return v;
+    node_allow_resize(n);
+    view_free(v);
+    return NULL;
+}
+
+void view_begin(struct view *v)
+{
+    assert(!v->begun && !v->error);
+    v->begun = true;
+    node_add_notifier(v->node, &v->notifier);
+}
+
+struct view *co_view_open(struct node *n, const struct view_opts *opts, const char *who,
+                          struct err *err)
+{
+    CLEANUP(view_unref) struct view *v = co_view_prepare(n, opts, who, err);
+    int r;
+
+    if (!v)
+        return NULL;
+    r = co_shut_doors(n, loop_now() + VIEW_DOOR_TIMEOUT_NS);
+    if (r < 0) {
+        err_errno(err, r, "Requests in flight on node '%s' did not finish within %llu seconds",
+                  node_name(n), VIEW_DOOR_TIMEOUT_NS / NSEC_PER_SEC);
+        return NULL;
+    }
+    view_begin(v);
+    open_doors(n);
+    return MOVE(v);
+}
+
+void view_end(struct view *v, int code, const char *fmt, ...)
+{
+    char text[sizeof(v->why.text)];
+    va_list ap;
+
+    if (v->error)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    err_set(&v->why, code, "%s", text);
+    v->error = code;
+    if (v->begun)
+        node_remove_notifier(v->node, &v->notifier);
+    node_allow_resize(v->node);
+    view_wake_guests(v);
+    view_notify(v);
+}
+
+void view_close(struct view *v)
+{
+    if (!v)
+        return;
+    view_end(v, -ESHUTDOWN, "The view of node '%s' is closed", node_name(v->node));
+    view_unref(v);
+}
+
+struct node *view_node(const struct view *v)
+{
+    return v->node;
+}
+
+uint64_t view_size(const struct view *v)
+{
+    return v->size;
+}
+
+int view_error(const struct view *v, struct err *err)
+{
+    if (v->error && err)
+        *err = v->why;
+    return v->error;
+}
+
+/* ---- reading ------------------------------------------------------------------------ */
+
+/* I-V5: look at `held` behind the source read. A granule that is not held now
+ * had not begun to change when the read completed; one that is held is read from
+ * the store, whatever the source gave. */
+static int co_patch_held(struct view *v, uint64_t off, uint64_t len, const struct iovec *iov,
+                         int niov)
+{
+    uint64_t end = off + len, end_granule = view_end_granule(off, len);
+    uint64_t first = view_first_granule(off), n;
+
+    while (first < end_granule &&
+           bitmap_next_range(v->held, first, end_granule - first, &first, &n) &&
+           first < end_granule) {
+        uint64_t from = MAX(off, first * GRANULE);
+        uint64_t to = MIN(end, (first + n) * GRANULE);
+        int r = co_store_readv(v->store, from, to - from, iov, niov, from - off);
+
+        if (r < 0)
+            return r;
+        first += n;
+    }
+    return 0;
+}
+
+static bool all_held(struct view *v, uint64_t off, uint64_t len)
+{
+    uint64_t first = view_first_granule(off);
+
+    return bitmap_all_set(v->held, first, view_end_granule(off, len) - first);
+}
+
+int co_view_readv(struct view *v, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                  unsigned flags)
+{
+    CLEANUP(view_unref) struct view *hold = view_ref(v);
+    int r = v->error;
+
+    assert(range_inside(off, len, v->size));
+    if (len == 0 || r < 0)
+        return r;
+    if (!all_held(v, off, len)) {
+        r = co_disk_preadv(v->user, off, len, iov, niov, flags);
+        /* I-V6: a view that has ended captures nothing: its answers count for nothing. */
+        if (v->error || r < 0)
+            return v->error ? v->error : r;
+    }
+    r = co_patch_held(v, off, len, iov, niov);
+    return v->error ? v->error : r;
+}
+
+int co_view_read(struct view *v, uint64_t off, uint64_t len, void *buf, unsigned flags)
+{
+    struct iovec iov = { buf, len };
+
+    return co_view_readv(v, off, len, &iov, 1, flags);
+}
+
+/* Is the granule at @off held, and what is it? */
+static bool held_status(struct view *v, uint64_t off, uint64_t len, struct block_status *ret)
+{
+    uint64_t granule = view_first_granule(off), n;
+    bool data;
+
+    if (!bitmap_test(v->held, granule))
+        return false;
+    data = store_has(v->store, off, len, &n);
+    *ret = (struct block_status){
+        .flags = STATUS_ALLOCATED | (data ? STATUS_DATA : STATUS_ZERO),
+        .len = MIN(n, bitmap_next_clear(v->held, granule) * GRANULE - off),
+    };
+    return true;
+}
+
+int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len,
+                   struct block_status *ret)
+{
+    CLEANUP(view_unref) struct view *hold = view_ref(v);
+    struct block_status st;
+    int r;
+
+    assert(len > 0 && range_inside(off, len, v->size));
+    if (v->error)
+        return v->error;
+    if (held_status(v, off, len, ret))
+        return 0;
+    r = co_node_status_above(v->node, base, off, len, &st, NULL);
+    if (v->error || r < 0)
+        return v->error ? v->error : r;
+    /* I-V5, as for reading. */
+    if (held_status(v, off, len, ret))
+        return 0;
+    uint64_t held_at = bitmap_next_set(v->held, view_first_granule(off)) * GRANULE;
+    *ret = (struct block_status){
+        .flags = st.flags & (STATUS_DATA | STATUS_ZERO | STATUS_ALLOCATED | STATUS_COMPRESSED),
+        .len = MIN(MIN(st.len, len), held_at - off),
+    };
+    return 0;
+}
+
+/* ---- releasing and watching ------------------------------------------------------------ */
+
+void view_release(struct view *v, uint64_t off, uint64_t len)
+{
+    uint64_t first = view_first_granule(off), n = view_end_granule(off, len) - first;
+
+    assert(range_inside(off, len, v->size) && is_aligned(off, GRANULE));
+    assert(is_aligned(off + len, GRANULE) || off + len == v->size);
+    if (v->error || len == 0)
+        return;
+    bitmap_set(v->done, first, n);
+    if (bitmap_any_set(v->held, first, n)) {
+        bitmap_clear(v->held, first, n);
+        store_release(v->store, off, n * GRANULE);
+    }
+    if (v->n_captures)
+        view_wake_range(v, first, n);
+}
+
+bool view_next_captured(const struct view *v, uint64_t from, uint64_t *ret_off, uint64_t *ret_len)
+{
+    uint64_t first, n;
+
+    if (v->error || from >= v->size ||
+        !bitmap_next_range(v->held, view_first_granule(from), UINT64_MAX, &first, &n))
+        return false;
+    *ret_off = first * GRANULE;
+    *ret_len = MIN(n * GRANULE, v->size - *ret_off);
+    return true;
+}
+
+void view_add_listener(struct view *v, struct view_listener *l)
+{
+    list_push_tail(&v->listeners, &l->link);
+}
+
+void view_remove_listener(struct view_listener *l)
+{
+    if (l->link.next)
+        list_del(&l->link);
+}
+
+void view_notify(struct view *v)
+{
+    struct view_listener *l, *next;
+
+    list_for_each_safe(l, next, &v->listeners, link)
+        l->changed(l);
+}
+
+void view_get_stats(const struct view *v, struct view_stats *ret)
+{
+    *ret = (struct view_stats){
+        .captured = v->n_captured * GRANULE,
+        .held = bitmap_count(v->held) * GRANULE,
+        .capturing = v->n_captures,
+        .waiting = v->n_waiting,
+    };
+    store_usage(v->store, &ret->memory, &ret->file);
+}

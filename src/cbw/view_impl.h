@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The inside of a view, shared by view.c (what consumers see) and capture.c
+ * (what the guest's writes meet). Every granule of the view is in one state:
+ *
+ *      untouched ----> claimed ----> held (captured) ----> released
+ *          |              |                                   ^
+ *          +--------------+-----------------------------------+
+ *
+ *      untouched, claimed   !done         the source has the old content (I-V1)
+ *      held                  done, held   the store has it (I-V2)
+ *      released              done, !held  nobody wants it (I-V3)
+ *
+ * `done` is never cleared: that is what lets a guest write through after one
+ * look, and a reader be right after one look behind its read.
+ */
+#ifndef CBW_VIEW_IMPL_H
+#define CBW_VIEW_IMPL_H
+
+#include "base/bitmap.h"
+#include "block/disk.h"
+#include "cbw/store.h"
+#include "cbw/view.h"
+
+#define GRANULE ((uint64_t)VIEW_GRANULE)
+
+struct view {
+    /* Never changed. */
+    struct node *node;             /* held through user */
+    struct disk_user *user;        /* consumers' reads go through the door; captures do not:
+                                    * they belong to guest requests that are inside */
+    uint64_t size, granules;
+    uint64_t timeout_ns;
+    enum view_on_cbw_error on_error;
+
+    unsigned refs;
+    struct bitmap *done, *held;
+    struct store *store;
+    uint64_t n_captured;           /* granules ever held */
+
+    bool begun;
+    int error;                     /* 0, or the view has ended: closed or broken */
+    struct err why;
+    struct list listeners;
+
+    /* capture.c */
+    struct node_notifier notifier;
+    struct list captures;          /* claims: struct capture, disjoint, granules !done when made */
+    unsigned n_captures;
+    uint64_t capture_bytes;
+    struct waitq slots;            /* guests waiting for n_captures or capture_bytes to fall */
+    unsigned n_waiting;
+    struct list spare;             /* captures with small buffers, for reuse */
+    unsigned n_spare;
+};
+
+/* capture.c */
+int co_view_before_write(struct node_notifier *self, uint64_t off, uint64_t len);
+/* Make guests that wait for captures look again: those of a range; all. */
+void view_wake_range(struct view *v, uint64_t first, uint64_t n);
+void view_wake_guests(struct view *v);
+void view_free_spare(struct view *v);
+
+/* view.c: end the view with @code and a sentence, once; the first reason stays. */
+void view_end(struct view *v, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void view_notify(struct view *v);
+
+static inline uint64_t view_first_granule(uint64_t off)
+{
+    return off / GRANULE;
+}
+
+static inline uint64_t view_end_granule(uint64_t off, uint64_t len)
+{
+    return div_round_up(off + len, GRANULE);
+}
+
+#endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The inside of a backup job, shared by backup_start.c (checks, the instant) and
+ * backup.c (the run).
+ */
+#ifndef JOB_BACKUP_IMPL_H
+#define JOB_BACKUP_IMPL_H
+
+#include "base/limits.h"
+#include "base/ratelimit.h"
+#include "job/backup.h"
+#include "job/copier.h"
+#include "job/worklist.h"
+
+/* Nothing new is begun while so much waits to be tried again. */
+#define BACKUP_RETRIES_MAX LIMIT_BACKUP_WORKERS
+
+struct backup {
+    struct job *job;               /* borrowed: it owns this */
+    struct node *source, *target;  /* references */
+    enum backup_on_error on_error[2];    /* by enum job_op */
+    unsigned workers;
+
+    struct view *view;             /* NULL once everything is copied */
+    struct view_listener listener;
+    bool captured_only;
+    struct worklist *list;         /* goes with the view */
+    struct copier *copier;
+
+    struct ratelimit limit;
+    struct work next;              /* waits for the rate limit, if has_next */
+    bool has_next;
+    struct work retries[BACKUP_RETRIES_MAX + LIMIT_BACKUP_WORKERS];   /* ring */
+    unsigned retry_head, n_retries;
+    uint64_t retry_at, backoff;    /* ns */
+
+    bool finishing;                /* sync=none: only what is captured now is still copied */
+    bool flushing, flushed;
+    int ret;                       /* < 0: the job has failed, with err */
+    struct err err;
+};
+
+extern const struct job_ops backup_job_ops, backup_none_job_ops;
+
+#define BACKUP_BACKOFF_MIN_NS (100 * NSEC_PER_MSEC)
+#define BACKUP_BACKOFF_MAX_NS (5 * NSEC_PER_SEC)
+
+#endif
