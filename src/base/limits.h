@@ -72,6 +72,17 @@
 /* Bytes that a cache request reads at a time. */
 #define LIMIT_NBD_CACHE_STEP_BYTES (1024 * 1024)
 
+/* --- drivers --- */
+
+/* Bytes of one read or write over NBD: what a server without a say in it must
+ * take (NBD doc/proto.md, "Block size constraints"). */
+#define LIMIT_NBD_TRANSFER (32U * 1024 * 1024)
+
+/* From looking a server's name up to the end of negotiation. A server that starts
+ * something to answer (a virtual machine, a tunnel) needs seconds; one that hangs
+ * must not hold its caller for ever. */
+#define LIMIT_NBD_CONNECT_NS (30ULL * 1000 * 1000 * 1000)
+
 /* --- drivers/qcow2 --- */
 
 /* The L1 table and the refcount table stay in memory whole. QEMU's limits, so
@@ -131,5 +142,17 @@
 /* Parallel copies of one backup, and bytes of their buffers. */
 #define LIMIT_BACKUP_WORKERS 64U
 #define LIMIT_BACKUP_BYTES (64U << 20)
+
+/* --- qmp --- */
+
+/* Bytes of one message to a monitor. Parsed it can take a hundred times as much
+ * memory; no command that makes sense is longer than a few KiB. */
+#define LIMIT_QMP_INPUT (1 * MiB)
+
+/* Bytes that wait for a monitor that does not read; then it is disconnected. */
+#define LIMIT_QMP_OUTPUT (8 * MiB)
+
+/* Monitor connections at one time, each of which has two coroutines. */
+#define LIMIT_QMP_MONITORS 256U
 
 #endif

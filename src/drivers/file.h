@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Private to the drivers `file` and `host_device`, which are one driver over a
+ * descriptor: file.c reads and writes, file_open.c opens, file_space.c zeroes,
+ * frees and resizes, file_status.c tells data from holes, host_device.c holds
+ * what is different for block devices.
+ */
+#ifndef DRIVERS_FILE_H
+#define DRIVERS_FILE_H
+
+#include "drivers/drivers.h"
+#include "drivers/extent_cache.h"
+#include "loop/co_io.h"
+#include <sys/stat.h>
+
+struct file_options {
+    char *filename;
+    bool has_locking;
+    int locking;
+    bool has_aio;
+    int aio;
+    bool has_aio_max_batch;
+    int64_t aio_max_batch;
+    bool has_drop_cache, drop_cache;
+    bool has_x_check_cache_dropped, x_check_cache_dropped;
+};
+extern const struct schema_type file_options_type, host_device_options_type;
+
+struct file_state {
+    int fd;
+    int tail_fd;             /* O_DIRECT and a size that is not aligned: the same file buffered,
+                              *   for writes to the last block; else -1 */
+    bool device;
+    uint32_t mem_align;      /* of buffers; 1 unless O_DIRECT */
+
+    /* What turned out not to work on this file system; not tried again. */
+    bool no_punch, no_zero_range, no_seek;
+
+    /* Linux drops the pages that a failed fdatasync could not write, and the next
+     * one succeeds: from then on every flush fails. Buffered files only. */
+    int flush_error;
+
+    struct co_mutex resizing; /* of two changes of the size the later one must win */
+    struct extent_cache extents;
+    char *filename;
+};
+
+/* Both drivers'; which one it is n->drv tells. */
+bool co_file_open(struct node *n, const void *opts, struct err *err);
+void co_file_close(struct node *n);
+
+int co_file_preadv(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                   unsigned flags);
+int co_file_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                    unsigned flags);
+int co_file_flush(struct node *n);
+int co_file_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+int co_file_discard(struct node *n, uint64_t off, uint64_t len);
+bool co_file_resize(struct node *n, uint64_t size, struct err *err);
+int co_file_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
+void file_get_info(struct node *n, struct node_info *ret);
+
+/* host_device.c: the size and the smallest unit of a device. Blocks: for workers. */
+MUST_CHECK int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block);
+
+#endif

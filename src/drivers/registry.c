@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The list of drivers.
+ */
+#include "drivers/drivers.h"
+
+void drivers_register_all(void)
+{
+    driver_register(&file_driver);
+    driver_register(&host_device_driver);
+    driver_register(&raw_driver);
+    driver_register(&null_co_driver);
+    driver_register(&nbd_driver);
+    driver_register(&fault_driver);
+}
