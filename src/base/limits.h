@@ -155,4 +155,13 @@
 /* Monitor connections at one time, each of which has two coroutines. */
 #define LIMIT_QMP_MONITORS 256U
 
+/* --- app --- */
+
+/* Bytes of one message from a daemon to a command: a thousand jobs or nodes fit
+ * many times over. */
+#define LIMIT_QMP_ANSWER_BYTES (16 * MiB)
+
+/* Events that come while a command waits for an answer. */
+#define LIMIT_QMP_CLIENT_EVENTS 65536U
+
 #endif
