@@ -62,9 +62,9 @@ struct node_core {
     unsigned resize_forbidden;
     const char *resize_why;
 
-    /* Moving: set on the old loop, cleared on the new one. */
-    bool moving;
-    struct waitq moved;
+    bool moving;                 /* set on the old loop, cleared on the new one */
+    unsigned calls;              /* co_node_call functions that run: it stays until then */
+    struct waitq settled;        /* for a change of these two */
 
     bool walked;                 /* only inside node_set_walk */
     struct list doomed;          /* only while closing */
@@ -78,6 +78,9 @@ struct node *node_new(const struct driver *drv, struct loop *loop);
 void co_node_reset(struct node *n);
 /* node_ref, unless the last reference is gone already. Any thread. */
 bool node_ref_alive(struct node *n);
+
+/* co_node_call that does not keep the node where it is. */
+int co_node_call_mover(struct node *n, int (*fn)(void *arg), void *arg);
 
 /* ---- graph.c ---------------------------------------------------------------- */
 

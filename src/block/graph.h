@@ -112,11 +112,12 @@ struct node *node_find(const char *name, struct err *err);
  * to no loop itself). */
 void node_for_each(void (*fn)(struct node *n, void *arg), void *arg);
 
-/* blockdev-add / blockdev-del keep one reference as the user's own. Deleting is
- * refused while the node has parents or users ("Node 'x' is in use by ..."),
- * or was not added by the user. Deleting takes over the caller's reference in
- * every case; on success the node is closed when it returns unless somebody else
- * holds a reference still. Coroutine on the node's loop. */
+/* blockdev-add and blockdev-del: a node that a user added is held by a reference
+ * that stands for the user (node_set_monitor_owned takes one of its own; the
+ * caller keeps its own). Deleting is refused while the node has parents or users
+ * ("Node 'x' is in use by ..."), or was not added by a user. It takes over the
+ * caller's reference in every case; on success the node is closed when it returns,
+ * unless somebody else holds a reference still. Coroutine on the node's loop. */
 void node_set_monitor_owned(struct node *n);
 bool node_monitor_owned(const struct node *n);
 MUST_CHECK bool co_node_monitor_del(struct node *n, struct err *err);
@@ -142,8 +143,9 @@ bool node_uses_file(struct node *n, const char *path);
 /* ---- moving ------------------------------------------------------------------ */
 
 /* Move the connected graph of @n, which must be idle and have no users, to
- * @loop. The caller holds a reference. Main loop coroutine. -EBUSY when it has users or
- * notifiers or is being moved by somebody else. */
+ * @loop. The caller holds a reference and is not inside co_node_call. Main loop
+ * coroutine. Waits a second for calls to these nodes. -EBUSY when there are users
+ * or notifiers, or a call goes on. */
 MUST_CHECK bool co_node_move(struct node *n, struct loop *loop, struct err *err);
 
 #endif

@@ -13,6 +13,9 @@
 #include "block/core.h"
 #include "base/mem.h"
 
+/* So long a move waits for commands to let go of its nodes. */
+#define CALL_PATIENCE_NS NSEC_PER_SEC
+
 struct move {
     struct node *start;
     struct loop *to;
@@ -33,17 +36,67 @@ static bool check_idle(const struct node *n, struct err *err)
 {
     const struct edge *e;
 
-    if (!n->core->opened || atomic_load(&n->core->refs) == 0)
-        return err_set(err, -EBUSY, "Node '%s' is being opened or closed", n->name);
+    if (!n->core->opened)
+        return err_set(err, -EBUSY, "Node '%s' is being opened", n->name);
     list_for_each(e, &n->core->parents, in_child) {
         if (!e->parent)
             return err_set(err, -EBUSY, "Node '%s' is in use by %s", n->name, e->who);
     }
     if (!list_empty(&n->core->notifiers) || !list_empty(&n->core->requests))
         return err_set(err, -EBUSY, "Node '%s' is being read or written", n->name);
-    if (n->core->moving)
-        return err_set(err, -EBUSY, "Node '%s' is being moved already", n->name);
+    if (n->core->calls)
+        return err_set(err, -EBUSY, "Node '%s' is busy with a command", n->name);
+    assert(!n->core->moving);             /* a graph moves whole, and m->start is here */
     return true;
+}
+
+/* Take a reference to each, if all are idle. */
+static bool hold_all(const struct node_set *set, struct err *err)
+{
+    size_t i;
+
+    for (i = 0; i < set->n && check_idle(set->nodes[i], err); i++) {
+        /* The last reference may go at any time, in any thread. */
+        if (!node_ref_alive(set->nodes[i])) {
+            err_set(err, -EBUSY, "Node '%s' is being closed", set->nodes[i]->name);
+            break;
+        }
+    }
+    if (i == set->n)
+        return true;
+    while (i-- > 0)
+        node_unref(set->nodes[i]);
+    return false;
+}
+
+static struct node *find_called(struct node *start)
+{
+    CLEANUP_NODE_SET struct node_set set = { 0 };
+
+    node_set_walk(&set, start, WALK_UP | WALK_DOWN);
+    for (size_t i = 0; i < set.n; i++) {
+        if (set.nodes[i]->core->calls)
+            return set.nodes[i];
+    }
+    return NULL;
+}
+
+/* Commands that are under way are mostly short. Nothing is marked yet: they may
+ * go on to other nodes of this graph. False when the graph has been moved by
+ * somebody else meanwhile, or is about to be. */
+static bool co_wait_for_calls(struct node *start)
+{
+    uint64_t deadline = loop_now() + CALL_PATIENCE_NS;
+    bool in_time = true, here = true;
+    struct node *called;
+
+    while (in_time && here && (called = find_called(start))) {
+        node_ref(called);
+        in_time = co_waitq_wait_until(&called->core->settled, deadline);
+        node_unref(called);
+        here = node_loop(start) == loop_current() && !start->core->moving;
+    }
+    return here;
 }
 
 static int co_leave_loop(void *arg)
@@ -52,16 +105,16 @@ static int co_leave_loop(void *arg)
 
     if (m->start->loop == m->to)
         return 0;
+    if (!co_wait_for_calls(m->start))
+        return -EAGAIN;
     node_set_walk(&m->set, m->start, WALK_UP | WALK_DOWN);
-    for (size_t i = 0; i < m->set.n; i++) {
-        if (!check_idle(m->set.nodes[i], m->err)) {
-            node_set_done(&m->set);
-            return -EBUSY;
-        }
+    if (!hold_all(&m->set, m->err)) {
+        node_set_done(&m->set);
+        return -EBUSY;
     }
     qsort(m->set.nodes, m->set.n, sizeof(*m->set.nodes), by_height);
     for (size_t i = 0; i < m->set.n; i++)
-        node_ref(m->set.nodes[i])->core->moving = true;
+        m->set.nodes[i]->core->moving = true;
     for (size_t i = m->set.n; i-- > 0;) {
         struct node *n = m->set.nodes[i];
 
@@ -73,7 +126,7 @@ static int co_leave_loop(void *arg)
 
         /* Those who wait see that it is gone, and follow. They are of this loop:
          * woken before the other one may touch the queue. */
-        waitq_wake_all(&n->core->moved);
+        waitq_wake_all(&n->core->settled);
         __atomic_store_n(&n->loop, m->to, __ATOMIC_RELEASE);
     }
     return 0;
@@ -93,7 +146,7 @@ static int co_arrive(void *arg)
         struct node *n = m->set.nodes[i];
 
         n->core->moving = false;
-        waitq_wake_all(&n->core->moved);
+        waitq_wake_all(&n->core->settled);
         node_unref(n);
     }
     return 0;
@@ -103,7 +156,12 @@ bool co_node_move(struct node *n, struct loop *loop, struct err *err)
 {
     struct move m = { .start = n, .to = loop, .err = err };
 
-    if (co_node_call(n, co_leave_loop, &m) < 0)
+    int r;
+
+    do {
+        r = co_node_call_mover(n, co_leave_loop, &m);
+    } while (r == -EAGAIN);
+    if (r < 0)
         return false;
     if (m.set.n)
         (void)co_loop_call(loop, co_arrive, &m);

@@ -30,7 +30,7 @@ struct node *node_new(const struct driver *drv, struct loop *loop)
     list_init(&core->notifiers);
     list_init(&core->requests);
     list_init(&core->doomed);
-    waitq_init(&core->moved);
+    waitq_init(&core->settled);
     return &whole->node;
 }
 
@@ -145,36 +145,85 @@ void co_node_unref(struct node *n)
         (void)co_loop_call(node_loop(n), co_close_node, n);
 }
 
+void node_set_monitor_owned(struct node *n)
+{
+    assert(!n->core->monitor_owned);
+    n->core->monitor_owned = true;
+    node_ref(n);
+}
+
+bool node_monitor_owned(const struct node *n)
+{
+    return n->core->monitor_owned;
+}
+
+bool co_node_monitor_del(struct node *n, struct err *err)
+{
+    bool ok = !node_in_use(n, err);
+
+    assert(n->loop == loop_current());
+    if (ok && !n->core->monitor_owned)
+        ok = err_set(err, -EPERM, "Node '%s' is not owned by the monitor", n->name);
+    if (ok) {
+        n->core->monitor_owned = false;
+        node_unref(n);               /* the user's own; the caller's is left */
+    }
+    co_node_unref(n);
+    return ok;
+}
+
 /* ---- calls ------------------------------------------------------------------ */
 
 struct node_call {
     struct node *node;
     int (*fn)(void *arg);
     void *arg;
+    bool stay;                   /* it may not be moved meanwhile */
     bool moved_on;
 };
 
 static int co_call_here(void *arg)
 {
     struct node_call *call = arg;
+    struct node *n = call->node;
 
     /* Only the loop that has the node changes its place: if it is here, it stays
      * until this coroutine suspends. */
-    while (node_loop(call->node) == loop_current() && call->node->core->moving)
-        co_waitq_wait(&call->node->core->moved);
-    call->moved_on = node_loop(call->node) != loop_current();
-    return call->moved_on ? 0 : call->fn(call->arg);
+    while (node_loop(n) == loop_current() && n->core->moving)
+        co_waitq_wait(&n->core->settled);
+    call->moved_on = node_loop(n) != loop_current();
+    if (call->moved_on)
+        return 0;
+    n->core->calls += call->stay;
+    int r = call->fn(call->arg);
+    n->core->calls -= call->stay;
+    if (call->stay && !n->core->calls)
+        waitq_wake_all(&n->core->settled);
+    return r;
+}
+
+static int co_follow(struct node_call *call)
+{
+    int r;
+
+    do {
+        r = co_loop_call(node_loop(call->node), co_call_here, call);
+    } while (call->moved_on);
+    return r;
 }
 
 int co_node_call(struct node *n, int (*fn)(void *arg), void *arg)
 {
-    struct node_call call = { .node = n, .fn = fn, .arg = arg };
-    int r;
+    struct node_call call = { .node = n, .fn = fn, .arg = arg, .stay = true };
 
-    do {
-        r = co_loop_call(node_loop(n), co_call_here, &call);
-    } while (call.moved_on);
-    return r;
+    return co_follow(&call);
+}
+
+int co_node_call_mover(struct node *n, int (*fn)(void *arg), void *arg)
+{
+    struct node_call call = { .node = n, .fn = fn, .arg = arg };
+
+    return co_follow(&call);
 }
 
 /* ---- facts ------------------------------------------------------------------- */

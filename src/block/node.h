@@ -46,9 +46,9 @@ DEFINE_CLEANUP(struct node *, node_unref);
  * any loop. Takes NULL. */
 void co_node_unref(struct node *n);
 
-/* Run fn(arg) as a coroutine on the loop where @n lives when fn starts, and give
- * its result: the way for the control plane to reach a node that may be moved
- * meanwhile. The caller holds a reference. Coroutine of any loop. */
+/* Run fn(arg) as a coroutine on the loop where @n lives, and give its result: the
+ * way for the control plane to reach a node that may be moved. @n stays there
+ * until fn returns. The caller holds a reference. Coroutine of any loop. */
 int co_node_call(struct node *n, int (*fn)(void *arg), void *arg);
 
 const char *node_name(const struct node *n);    /* never empty; generated ones start with '#' */
