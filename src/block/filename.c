@@ -15,7 +15,8 @@ static bool has_prefix(const char *s, const char *prefix)
 /* "scheme" of "scheme://..."; NULL for a path. free() it. */
 static char *uri_scheme(const char *filename)
 {
-    size_t n = strspn(filename, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-");
+    size_t n = strspn(filename, "abcdefghijklmnopqrstuvwxyz" "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                "0123456789+.-");
 
     return n && has_prefix(filename + n, "://") ? xstrndup(filename, n) : NULL;
 }
