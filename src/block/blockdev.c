@@ -7,6 +7,7 @@
 #include "block/core.h"
 #include "base/limits.h"
 #include "base/mem.h"
+#include <inttypes.h>
 #include <sys/stat.h>
 
 /* ---- types --------------------------------------------------------------------- */
@@ -140,24 +141,33 @@ static bool co_driver_open(struct node *n, const void *own, struct err *err)
     return ok;
 }
 
-static void settle_limits(struct node *n)
+/* A driver may have these numbers from an image or a server. */
+static bool settle_limits(struct node *n, struct err *err)
 {
     struct node_limits *l = &n->limits;
 
     l->request_align = MAX(l->request_align, 1U);
-    assert(is_power_of_2(l->request_align) && n->size <= INT64_MAX);
-    assert(!l->max_transfer || l->max_transfer >= l->request_align);
-    assert(!l->max_zeroes || l->max_zeroes >= l->request_align);
+    l->zero_align = MAX(l->zero_align, l->request_align);
+    if (n->size > INT64_MAX)
+        return err_set(err, -EFBIG, "Node '%s' is too large: %" PRIu64 " bytes", n->name, n->size);
+    if (!is_power_of_2(l->request_align) || l->request_align > LIMIT_BOUNCE_BYTES ||
+        !is_power_of_2(l->zero_align))
+        return err_set(err, -ENOTSUP, "Node '%s' asks for requests in units of %u and zeros in "
+                       "units of %u bytes, which cannot be done", n->name, l->request_align,
+                       l->zero_align);
+    if ((l->max_transfer && l->max_transfer < l->request_align) ||
+        (l->max_zeroes && l->max_zeroes < l->request_align))
+        return err_set(err, -ENOTSUP, "Node '%s' takes no more than %u bytes at a time in units "
+                       "of %u", n->name, l->max_transfer, l->request_align);
     l->max_transfer = align_down(l->max_transfer, l->request_align);
     l->max_zeroes = align_down(l->max_zeroes, l->request_align);
-    l->zero_align = MAX(l->zero_align, l->request_align);
-    assert(is_power_of_2(l->zero_align));
     /* Nothing is forced to stable storage where flushes are not wanted: the funnel
      * then makes a flush of it, which does nothing. */
     if (n->no_flush && n->drv->is_protocol) {
         l->write_flags &= ~REQ_FUA;
         l->zero_flags &= ~REQ_FUA;
     }
+    return true;
 }
 
 /* @parent and @role are NULL at the root. */
@@ -175,12 +185,15 @@ static struct node *co_open(const struct blockdev_options *o, struct node *paren
         co_node_unref(n);
         return NULL;
     }
-    settle_limits(n);
+    n->core->opened = true;
+    if (!settle_limits(n, err)) {
+        co_node_unref(n);
+        return NULL;
+    }
     n->core->new_stack = n->backing && n->core->chain % LIMIT_CHAIN_PER_STACK == 0;
     node_update_care(n);
     n->core->opener = NULL;
     n->core->options = schema_encode(&blockdev_options_type, o);
-    n->core->opened = true;
     graph_publish(n);
     return n;
 }

@@ -66,9 +66,10 @@ struct driver {
     void (*co_attach)(struct node *n);
 };
 
-/* Smallest units of requests. */
+/* Units and sizes of requests. Numbers that come from an image or a server may be
+ * given as they are: the core refuses what it cannot serve. */
 struct node_limits {
-    uint32_t request_align;      /* power of two, >= 1 */
+    uint32_t request_align;      /* power of two, at most LIMIT_BOUNCE_BYTES; 0: 1 */
     uint32_t max_transfer;       /* bytes a read or write may have; 0: no limit */
     uint32_t max_zeroes;         /* the same for write_zeroes and discard; 0: no limit */
     uint32_t zero_align;         /* power of two; write_zeroes is cut so that only its head and

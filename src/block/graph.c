@@ -98,7 +98,7 @@ struct node *node_find(const char *name, struct err *err)
     if (opening)
         err_set(err, -EAGAIN, "Node '%s' is still being opened and cannot be used yet", name);
     else
-        err_set_class(err, ERR_GENERIC, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
+        err_set(err, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
     return NULL;
 }
 

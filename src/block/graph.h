@@ -104,8 +104,8 @@ MUST_CHECK bool node_check_no_loop(const struct node *n, const char *path, struc
 
 /* ---- finding --------------------------------------------------------------- */
 
-/* A new reference, or NULL with DeviceNotFound-style text in @err ("Cannot find
- * device='' nor node-name='x'"). Any thread. */
+/* A new reference, or NULL with @err: "Cannot find device='' nor node-name='x'"
+ * (-ENODEV; QEMU's words), or -EAGAIN while it is being opened. Any thread. */
 struct node *node_find(const char *name, struct err *err);
 
 /* Call @fn for every node, with a reference held. Main loop coroutine (it hops

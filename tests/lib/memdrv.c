@@ -18,6 +18,8 @@ struct mem_options {
     uint32_t max_zeroes;
     bool has_zero_align;
     uint32_t zero_align;
+    bool has_claim;
+    uint64_t claim;
     bool has_fua, fua;
     bool has_storage;
     char *storage;
@@ -107,11 +109,13 @@ static bool co_mem_open(struct node *n, const void *opts, struct err *err)
     n->limits.write_flags = o->fua ? REQ_FUA : 0;
     n->limits.zero_flags = n->limits.write_flags | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
 
-    uint64_t whole = align_up(o->size, MAX(o->request_align, 1U));
+    uint64_t whole = o->size + o->request_align;
 
     m->data = xzalloc(whole);
     m->kind = xzalloc(whole);
     memset(m->kind, n->backing ? MEM_IS_ABSENT : MEM_IS_ZERO, whole);
+    if (o->has_claim)
+        n->size = o->claim + 1;
     return true;
 }
 
@@ -293,6 +297,8 @@ static const struct schema_member mem_members[] = {
     SCHEMA_OPTIONAL(struct mem_options, max_transfer, "max-transfer", &schema_uint32, "bytes"),
     SCHEMA_OPTIONAL(struct mem_options, max_zeroes, "max-zeroes", &schema_uint32, "bytes"),
     SCHEMA_OPTIONAL(struct mem_options, zero_align, "zero-align", &schema_uint32, "bytes"),
+    SCHEMA_OPTIONAL(struct mem_options, claim, "claim", &schema_size,
+                    "one less than the size that it says it has"),
     SCHEMA_OPTIONAL(struct mem_options, fua, "fua", &schema_bool, "knows REQ_FUA"),
     SCHEMA_OPTIONAL(struct mem_options, storage, "storage", &schema_str, "storage_id"),
     SCHEMA_OPTIONAL(struct mem_options, forbid_write, "forbid-write", &schema_bool,

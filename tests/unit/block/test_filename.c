@@ -100,7 +100,23 @@ static json_t *nbd_options(const char *filename, struct err *err)
     return json_pack("{s:s}", "uri", filename);
 }
 
+/* Opens another of its kind below it, for ever. */
+static bool co_endless_open(struct node *n, const void *opts, struct err *err)
+{
+    struct schema_alt ref;
+    json_t *json = test_json("{'driver':'endless'}");
+
+    opened++;
+    assert_true(schema_decode(&blockdev_ref_type, json, false, &ref, err));
+    json_decref(json);
+    bool ok = co_node_open_child(n, "backing", &ref, EDGE_READ, EDGE_READ, err);
+
+    schema_clear(&blockdev_ref_type, &ref);
+    return ok;
+}
+
 static const struct driver drivers[] = {
+    { "endless", .options = &any_type, .co_open = co_endless_open, .co_preadv = co_no_read },
     { "file", .options = &any_type, .is_protocol = true, .co_open = co_named_open,
       .co_preadv = co_no_read },
     { "nbd", .options = &any_type, .is_protocol = true, .co_open = co_named_open,
@@ -222,6 +238,22 @@ static void an_image_cannot_be_its_own_backing_file(void **state)
     in_loop(loop_body);
 }
 
+static void endless_body(void)
+{
+    struct err err;
+
+    opened = 0;
+    co_test_open_fails(&err, "{'driver':'endless'}");
+    assert_int_equal(err.code, -E2BIG);
+    assert_non_null(strstr(err.text, "backing chain has more than 1024 images"));
+    assert_true(opened >= 1024);
+}
+
+static void a_chain_without_end_is_refused(void **state)
+{
+    in_loop(endless_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -229,6 +261,7 @@ int main(void)
         cmocka_unit_test(bad_names_are_refused),
         cmocka_unit_test(protocols_are_told_apart),
         cmocka_unit_test(an_image_cannot_be_its_own_backing_file),
+        cmocka_unit_test(a_chain_without_end_is_refused),
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(drivers); i++)

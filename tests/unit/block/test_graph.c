@@ -92,6 +92,23 @@ static void inherit_body(void)
     check_refused("Parameter 'size' is missing", "{'driver':'test-mem'}");
 }
 
+static void limits_body(void)
+{
+    unsigned before = mem_closed_count();
+
+    check_refused("too large", "{'driver':'test-mem','size':65536,'claim':9223372036854775807}");
+    check_refused("in units of 3 ", "{" MEM ",'request-align':3}");
+    check_refused("in units of 2097152 ", "{" MEM ",'request-align':2097152}");
+    check_refused("units of 3 bytes", "{" MEM ",'zero-align':3}");
+    check_refused("no more than 512 bytes", "{" MEM ",'request-align':4096,'max-transfer':512}");
+    assert_int_equal(mem_closed_count(), before + 5);
+}
+
+static void limits_that_cannot_be_served_are_refused(void **state)
+{
+    in_loop(limits_body);
+}
+
 static void children_inherit(void **state)
 {
     in_loop(inherit_body);
@@ -394,6 +411,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_well_formed_and_unique),
         cmocka_unit_test(children_inherit),
+        cmocka_unit_test(limits_that_cannot_be_served_are_refused),
         cmocka_unit_test(auto_read_only_falls_back),
         cmocka_unit_test(a_failed_opening_leaves_nothing),
         cmocka_unit_test(a_node_cannot_be_its_own_child),
