@@ -224,13 +224,12 @@ int co_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 
 /* --- Sockets --- */
 
-/* Wait until @fd has one of @events, or an error: the next try tells. */
+/* Wait until @fd has one of @events, POLLERR or POLLHUP, and give which. */
 static int co_wait_fd(int fd, short events)
 {
     struct co_poll p = { 0 };
-    int r = co_poll(&p, fd, events, DEADLINE_NEVER);
 
-    return MIN(r, 0);
+    return co_poll(&p, fd, events, DEADLINE_NEVER);
 }
 
 /* Receive or send: at once if it can be, else by the engine, else by waiting. */
@@ -315,6 +314,9 @@ int co_accept(int fd)
             continue;
         if (errno != EAGAIN)
             return -errno;
+        /* A Unix listener that was shut down goes on saying EAGAIN. */
+        if (r & POLLHUP)
+            return -EINVAL;
         r = co_wait_fd(fd, POLLIN);
     }
     return r;

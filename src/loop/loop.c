@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "loop/engine.h"
 #include "loop/workers.h"
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
@@ -124,6 +125,9 @@ void loop_free(struct loop *loop)
     if (!loop)
         return;
     assert(!loop->running && !loop->spawned);
+    /* Somebody whose message has run already may not have left loop_post yet. */
+    while (atomic_load(&loop->visitors))
+        sched_yield();
     if (loop->end == LOOP_LIVE)
         quiesce(loop);
     if (loop->end == LOOP_STUCK) {
@@ -165,10 +169,13 @@ void loop_post_msg(struct loop *loop, struct loop_msg *msg)
 {
     struct loop_msg *head = atomic_load_explicit(&loop->inbox, memory_order_relaxed);
 
+    /* The message may end the loop, while we are still here. */
+    atomic_fetch_add(&loop->visitors, 1);
     do {
         msg->next = head;
     } while (!atomic_compare_exchange_weak(&loop->inbox, &head, msg));
     wake_up(loop);
+    atomic_fetch_sub(&loop->visitors, 1);
 }
 
 void loop_post(struct loop *loop, void (*fn)(void *arg), void *arg)
@@ -203,8 +210,10 @@ static void run_inbox(struct loop *loop)
 
 void loop_stop(struct loop *loop)
 {
+    atomic_fetch_add(&loop->visitors, 1);
     atomic_store(&loop->stop, true);
     wake_up(loop);
+    atomic_fetch_sub(&loop->visitors, 1);
 }
 
 /* --- Deferred calls --- */

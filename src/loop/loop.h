@@ -24,18 +24,22 @@ enum loop_engine {
  * copied (thread name, 15 bytes). */
 struct loop *loop_new(enum loop_engine engine, const char *name, struct err *err);
 
-/* Only when it does not run any more. Coroutines that are still suspended are
- * dropped with their stacks. Takes NULL. */
+/* Only when it does not run any more and nobody will post to it: in the thread
+ * that ran it, or anywhere after loop_join. Coroutines that are still suspended
+ * are dropped with their stacks, once the kernel and the workers have let go of
+ * them; if they do not within two seconds, the memory is left to them for ever.
+ * Takes NULL. */
 void loop_free(struct loop *loop);
 
-/* Run in the calling thread until loop_stop. */
+/* Run in the calling thread until loop_stop; always the same thread. */
 void loop_run(struct loop *loop);
 
 /* Run in a thread of its own; loop_join waits for its end after loop_stop. */
 MUST_CHECK bool loop_spawn(struct loop *loop, struct err *err);
 void loop_join(struct loop *loop);
 
-/* Make loop_run return after the current turn. Any thread. */
+/* Make loop_run return after the current turn, or the next; what was posted
+ * before is still run. Any thread. */
 void loop_stop(struct loop *loop);
 
 /* The loop of the calling thread; NULL outside any. */
@@ -47,7 +51,8 @@ const char *loop_engine_name(const struct loop *loop);
 uint64_t loop_now(void);
 
 /* Run fn(arg) on @loop, later, as a plain callback (it must not suspend; it may
- * co_start). Any thread; order between two posts of one thread is kept. */
+ * co_start). Any thread; order between two posts of one thread is kept. Posts
+ * that have not run when the loop is freed are dropped. */
 void loop_post(struct loop *loop, void (*fn)(void *arg), void *arg);
 
 /* Run fn(arg) as a coroutine on @loop and suspend the caller until it returns;

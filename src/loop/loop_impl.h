@@ -90,6 +90,7 @@ struct loop {
     _Atomic(struct loop_msg *) inbox;   /* newest first */
     atomic_bool sleeping;       /* it will not look at the inbox before wake_fd is written */
     atomic_bool stop;
+    atomic_uint visitors;       /* threads inside loop_post or loop_stop */
 
     /* Whoever spawned it. */
     pthread_t spawned_thread;

@@ -213,6 +213,58 @@ static void io_goes_on_while_the_ready_list_is_never_empty(void **state)
     in_loop(io_goes_on_while_the_ready_list_is_never_empty_body);
 }
 
+static unsigned turns_of_others;
+static bool others_end;
+
+static void count_turns(void *arg)
+{
+    while (!others_end) {
+        turns_of_others++;
+        co_yield();
+    }
+    gate_pass(&gate);
+}
+
+/* Whether a small inline write suspended: others ran meanwhile. */
+static bool write_suspends(int fd)
+{
+    char c = 'x';
+    struct iovec iov = { &c, 1 };
+    unsigned before = turns_of_others;
+
+    assert_int_equal(co_pwritev(fd, &iov, 1, 0, IO_INLINE), 1);
+    return turns_of_others != before;
+}
+
+static void after_a_slow_write_the_loop_is_spared_body(void)
+{
+    enum { HUGE_LEN = 64 << 20 };   /* surely longer than a millisecond to copy */
+    struct iovec iov = { calloc(1, HUGE_LEN), HUGE_LEN };
+    int fd = test_tmpfile();
+
+    others_end = false;
+    gate_init(&gate, 1);
+    co_start(count_turns, NULL);
+    co_yield();
+    for (int expected = 64; expected <= 256; expected *= 2) {
+        assert_int_equal(co_pwritev(fd, &iov, 1, 0, IO_INLINE), HUGE_LEN);
+        for (int i = 0; i < expected; i++)
+            assert_true(write_suspends(fd));
+        /* The next is tried inline: the large one of the next round. */
+    }
+    assert_int_equal(co_pwritev(fd, &iov, 1, 0, IO_DEFAULT), HUGE_LEN);
+    assert_false(write_suspends(fd));
+    others_end = true;
+    co_gate_wait(&gate);
+    free(iov.iov_base);
+    close(fd);
+}
+
+static void after_a_slow_write_the_loop_is_spared(void **state)
+{
+    in_loop(after_a_slow_write_the_loop_is_spared_body);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_is_written_is_read),
     cmocka_unit_test(end_of_file_is_a_short_read),
@@ -221,6 +273,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_list_that_is_too_long_gives_a_short_result),
     cmocka_unit_test(thousands_of_reads_at_once),
     cmocka_unit_test(io_goes_on_while_the_ready_list_is_never_empty),
+    cmocka_unit_test(after_a_slow_write_the_loop_is_spared),
 };
 
 LOOP_TEST_MAIN(tests)
