@@ -86,7 +86,9 @@ bool co_node_json_loop(const json_t *json, struct loop **ret, struct err *err);
  * the parent (but a backing file is read-only), discard is "unmap". When "file"
  * comes out read-only though EDGE_WRITE was asked and the parent is
  * auto-read-only, the parent becomes read-only too and only EDGE_READ is taken.
- * SCHEMA_ALT_NULL attaches nothing and succeeds. */
+ * SCHEMA_ALT_NULL attaches nothing and succeeds. A format shares everything on
+ * its backing file, as QEMU does when nobody above minds: an overlay may stand on
+ * a live disk (fleecing, sync=none). */
 enum edge_perm {
     EDGE_READ = 1,
     EDGE_WRITE = 2,
