@@ -20,6 +20,9 @@ struct chardevs *chardevs_new(struct qmp *q);
 void chardevs_free(struct chardevs *all);
 struct chardevs *daemon_chardevs(struct daemon *d);
 
+/* Standard input and output are about to be closed: no chardev may use them. */
+void chardevs_forbid_stdio(struct chardevs *all);
+
 /* Open the character device that an argument of --chardev describes: listen, or
  * connect; with wait=on, wait for a client. */
 MUST_CHECK bool co_chardev_add(struct chardevs *all, const char *text, struct err *err);

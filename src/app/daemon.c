@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "drivers/drivers.h"
 #include "loop/co_io.h"
+#include <poll.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -229,6 +230,8 @@ bool daemon_run(const struct daemon_opts *o, struct err *err)
     drivers_register_all();
     d->loop = loop_new(o->engine, "main", err);
     if (!d->loop) {
+        if (d->signal_fd >= 0)
+            close(d->signal_fd);
         free(d);
         return false;
     }

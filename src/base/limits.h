@@ -96,10 +96,6 @@
 /* Internal snapshots of one image, as QEMU. */
 #define LIMIT_QCOW2_SNAPSHOTS 65536
 
-/* Images above each other that name each other in their headers: each costs open
- * descriptors and caches. */
-#define LIMIT_QCOW2_CHAIN 256
-
 /* Memory for the metadata caches of one image, bytes, whatever options say. */
 #define LIMIT_QCOW2_CACHE_BYTES (1 * GiB)
 

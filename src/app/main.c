@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The program: finds the subcommand that is meant and runs it.
+ */
+#include "app/app.h"
+#include <stdio.h>
+
+struct command {
+    const char *name;
+    const char *help;            /* one line */
+    int (*main)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
+};
+
+static void print_help(FILE *to)
+{
+    fprintf(to, "Usage: stillpoint COMMAND [OPTIONS]\n"
+                "Serves virtual disks over NBD and backs them up as they stood at one instant,\n"
+                "while they are written.\n\n"
+                "Commands:\n");
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+        fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fprintf(to, "\n'stillpoint COMMAND --help' tells more, with an example.\n");
+}
+
+static bool is_one_of(const char *word, const char *a, const char *b, const char *c)
+{
+    return strcmp(word, a) == 0 || strcmp(word, b) == 0 || strcmp(word, c) == 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return EXIT_USAGE;
+    }
+    if (is_one_of(argv[1], "--help", "-h", "help")) {
+        print_help(stdout);
+        return fflush(stdout) == 0 ? EXIT_OK : EXIT_FAILED;
+    }
+    if (is_one_of(argv[1], "--version", "-V", "version")) {
+        puts("stillpoint " STILLPOINT_VERSION);
+        return fflush(stdout) == 0 ? EXIT_OK : EXIT_FAILED;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].main(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "stillpoint: there is no command '%s'\n"
+                    "Try 'stillpoint --help'.\n", argv[1]);
+    return EXIT_USAGE;
+}

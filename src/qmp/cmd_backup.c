@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * drive-backup and blockdev-backup: QEMU qapi/block-core.json (BackupCommon,
+ * DriveBackup, BlockdevBackup), and what Stillpoint adds. All that can be found
+ * wrong is found before the target is touched.
+ */
+#include "base/limits.h"
+#include "base/mem.h"
+#include "job/backup.h"
+#include "qmp/backup_target.h"
+#include "qmp/impl.h"
+#include <limits.h>
+
+/* ---- arguments ---------------------------------------------------------------------- */
+
+/* The first three are enum backup_sync. */
+enum { SYNC_INCREMENTAL = BACKUP_NONE + 1, SYNC_BITMAP };
+static const struct schema_type sync_enum = {
+    .name = "MirrorSyncMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "top", "full", "none", "incremental", "bitmap", NULL },
+};
+static const struct schema_type bitmap_mode_enum = {
+    .name = "BitmapSyncMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "on-success", "never", "always", NULL },
+};
+static const struct schema_type on_error_enum = {
+    .name = "BlockdevOnError", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "report", "ignore", "enospc", "stop", "auto", NULL },
+};
+static const struct schema_type on_cbw_error_enum = {
+    .name = "OnCbwError", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "break-guest-write", "break-snapshot", NULL },
+};
+enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
+static const struct schema_type mode_enum = {
+    .name = "NewImageMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "existing", "absolute-paths", NULL },
+};
+
+struct perf_args {
+    bool has_use_copy_range, use_copy_range, has_max_workers, has_max_chunk, has_min_cluster_size;
+    int64_t max_workers, max_chunk;
+    uint64_t min_cluster_size;
+};
+static const struct schema_type perf_args_type = {
+    .name = "BackupPerf", .kind = SCHEMA_STRUCT, .size = sizeof(struct perf_args),
+    .members = (const struct schema_member[]){
+        SCHEMA_OPTIONAL(struct perf_args, use_copy_range, "use-copy-range", &schema_bool,
+                        "no effect"),
+        SCHEMA_OPTIONAL(struct perf_args, max_workers, "max-workers", &schema_int,
+                        "copies at the same time"),
+        SCHEMA_OPTIONAL(struct perf_args, max_chunk, "max-chunk", &schema_int,
+                        "bytes of the longest copy; 0: chosen"),
+        SCHEMA_OPTIONAL(struct perf_args, min_cluster_size, "min-cluster-size", &schema_size,
+                        "no effect: guests' writes are captured in units of 4 KiB"),
+        SCHEMA_END,
+    },
+};
+
+struct backup_args {
+    /* BackupCommon */
+    bool has_job_id, has_speed, has_bitmap, has_bitmap_mode, has_compress, has_filter_node_name;
+    char *job_id, *device, *bitmap, *filter_node_name;
+    int sync, bitmap_mode, on_source_error, on_target_error, on_cbw_error;
+    int64_t speed;
+    bool has_on_source_error, has_on_target_error, has_on_cbw_error;
+    bool compress, has_auto_finalize, auto_finalize, has_auto_dismiss, auto_dismiss;
+    bool has_discard_source, discard_source, has_x_perf;
+    struct perf_args x_perf;
+
+    /* Stillpoint's own */
+    bool has_scratch_dir, has_scratch_memory, has_scratch_limit, has_cbw_timeout;
+    char *scratch_dir;
+    uint64_t scratch_memory, scratch_limit;
+    uint32_t cbw_timeout;        /* seconds */
+
+    /* DriveBackup: a file; BlockdevBackup: a node */
+    char *target, *format;
+    bool has_format, has_mode;
+    int mode;
+};
+#define BA_REQ(field, json, type, doc) SCHEMA_REQUIRED(struct backup_args, field, json, type, doc)
+#define BA_OPT(field, json, type, doc) SCHEMA_OPTIONAL(struct backup_args, field, json, type, doc)
+#define COMMON_MEMBERS \
+    BA_OPT(job_id, "job-id", &schema_str, "a name for the job; the device's unless given"), \
+    BA_REQ(device, "device", &schema_str, "the node to back up, or the id of an export of it"), \
+    BA_REQ(sync, "sync", &sync_enum, "what the target gets"), \
+    BA_OPT(speed, "speed", &schema_int, "bytes a second; 0: no limit"), \
+    BA_OPT(bitmap, "bitmap", &schema_str, "not supported yet"), \
+    BA_OPT(bitmap_mode, "bitmap-mode", &bitmap_mode_enum, "not supported yet"), \
+    BA_OPT(compress, "compress", &schema_bool, "not supported yet"), \
+    BA_OPT(on_source_error, "on-source-error", &on_error_enum, "when reading fails"), \
+    BA_OPT(on_target_error, "on-target-error", &on_error_enum, "when writing fails"), \
+    BA_OPT(on_cbw_error, "on-cbw-error", &on_cbw_error_enum, \
+           "when old data cannot be kept; break-snapshot unless given"), \
+    BA_OPT(auto_finalize, "auto-finalize", &schema_bool, "else wait for job-finalize"), \
+    BA_OPT(auto_dismiss, "auto-dismiss", &schema_bool, "else stay until job-dismiss"), \
+    BA_OPT(filter_node_name, "filter-node-name", &schema_str, "no effect: there is no filter"), \
+    BA_OPT(discard_source, "discard-source", &schema_bool, "not supported"), \
+    BA_OPT(x_perf, "x-perf", &perf_args_type, "how to copy"), \
+    BA_OPT(scratch_dir, "scratch-dir", &schema_str, "where old data waits for the target"), \
+    BA_OPT(scratch_memory, "scratch-memory", &schema_size, "of it so much in memory, bytes"), \
+    BA_OPT(scratch_limit, "scratch-limit", &schema_size, "of it at most, bytes; 0: no limit"), \
+    BA_OPT(cbw_timeout, "cbw-timeout", &schema_uint32, \
+           "seconds that a guest's write may wait; 0: no limit")
+
+static const struct schema_type drive_backup_args = {
+    .name = "DriveBackup", .kind = SCHEMA_STRUCT, .size = sizeof(struct backup_args),
+    .members = (const struct schema_member[]){
+        COMMON_MEMBERS,
+        BA_REQ(target, "target", &schema_str, "file, block device or nbd URI to write to"),
+        BA_OPT(format, "format", &schema_str, "of the target; the source's unless given"),
+        BA_OPT(mode, "mode", &mode_enum, "make the target (absolute-paths), or is it there"),
+        SCHEMA_END,
+    },
+};
+static const struct schema_type blockdev_backup_args = {
+    .name = "BlockdevBackup", .kind = SCHEMA_STRUCT, .size = sizeof(struct backup_args),
+    .members = (const struct schema_member[]){
+        COMMON_MEMBERS,
+        BA_REQ(target, "target", &schema_str, "the node to write to"),
+        SCHEMA_END,
+    },
+};
+
+/* ---- what they mean --------------------------------------------------------------------- */
+
+/* What QEMU has and this program has not; better told than left out silently. */
+static bool check_supported(const struct backup_args *a, struct err *err)
+{
+    if (a->sync == SYNC_INCREMENTAL || a->sync == SYNC_BITMAP) {
+        if (!a->has_bitmap)
+            return err_set(err, -EINVAL, "must provide a valid bitmap name for '%s' sync mode",
+                           sync_enum.values[a->sync]);
+        return err_set(err, -ENOTSUP, "Bitmap '%s' could not be found: dirty bitmaps are not "
+                       "supported yet", a->bitmap);
+    }
+    if (a->has_bitmap)
+        return err_set(err, -ENOTSUP, "Bitmap '%s' could not be found: dirty bitmaps are not "
+                       "supported yet", a->bitmap);
+    if (a->has_bitmap_mode)
+        return err_set(err, -EINVAL, "Cannot specify bitmap sync mode without a bitmap");
+    if (a->compress)
+        return err_set(err, -ENOTSUP, "Compressed backups are not supported yet");
+    if (a->discard_source)
+        return err_set(err, -ENOTSUP, "Discarding the source of a backup is not supported");
+    return true;
+}
+
+static bool check_numbers(const struct backup_args *a, struct err *err)
+{
+    if (a->speed < 0)
+        return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative value");
+    if (a->x_perf.has_max_workers &&
+        (a->x_perf.max_workers < 1 || a->x_perf.max_workers > INT_MAX))
+        return err_set(err, -EINVAL, "max-workers must be between 1 and %d", INT_MAX);
+    if (a->x_perf.max_chunk < 0)
+        return err_set(err, -EINVAL, "max-chunk must be zero (which means no limit) or positive");
+    if (a->x_perf.min_cluster_size && !is_power_of_2(a->x_perf.min_cluster_size))
+        return err_set(err, -EINVAL, "min-cluster-size needs to be a power of 2");
+    return true;
+}
+
+/* So that a target is not made for a job that cannot be. */
+static bool check_job_id(const char *id, struct err *err)
+{
+    CLEANUP(job_unref) struct job *other = job_find(id);
+
+    if (!job_id_wellformed(id))
+        return err_set(err, -EINVAL, "Invalid job ID '%s'", id);
+    if (other)
+        return err_set(err, -EEXIST, "Job ID '%s' already in use", id);
+    return true;
+}
+
+static const char *job_name(const struct backup_args *a)
+{
+    return a->has_job_id ? a->job_id : a->device;
+}
+
+static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_opts *o)
+{
+    *o = (struct backup_opts)BACKUP_OPTS_DEFAULT;
+    o->job_id = job_name(a);
+    o->sync = (enum backup_sync)a->sync;
+    o->speed = (uint64_t)a->speed;
+    o->on_source_error = (enum backup_on_error)a->on_source_error;
+    o->on_target_error = (enum backup_on_error)a->on_target_error;
+    o->auto_finalize = !a->has_auto_finalize || a->auto_finalize;
+    o->auto_dismiss = !a->has_auto_dismiss || a->auto_dismiss;
+    if (a->x_perf.has_max_workers)
+        o->max_workers = (uint32_t)MIN(a->x_perf.max_workers, (int64_t)LIMIT_BACKUP_WORKERS);
+    o->max_chunk = (uint64_t)a->x_perf.max_chunk;
+    if (q->scratch_dir)
+        o->view.scratch_dir = q->scratch_dir;
+    if (a->has_scratch_dir)
+        o->view.scratch_dir = a->scratch_dir;
+    if (a->has_scratch_memory)
+        o->view.scratch_memory = a->scratch_memory;
+    o->view.scratch_limit = a->scratch_limit;
+    if (a->has_cbw_timeout)
+        o->view.cbw_timeout_ns = a->cbw_timeout * NSEC_PER_SEC;
+    if (a->has_on_cbw_error)
+        o->view.on_cbw_error = (enum view_on_cbw_error)a->on_cbw_error;
+    o->events = &qmp_job_events;
+    o->events_arg = q;
+}
+
+/* A job being started, on the source's loop. */
+struct start {
+    const struct backup_args *args;
+    struct backup_opts opts;
+    struct node *source, *target;
+    struct err *err;
+};
+
+/* The source, and everything checked that needs neither loop nor target. */
+static bool prepare(struct qmp *q, const struct backup_args *a, struct start *s, struct err *err)
+{
+    if (!check_supported(a, err) || !check_numbers(a, err) || !check_job_id(job_name(a), err))
+        return false;
+    *s = (struct start){ .args = a, .err = err };
+    fill_opts(q, a, &s->opts);
+    s->source = qmp_find_device(q, a->device, err);
+    return s->source != NULL;
+}
+
+static bool co_start_job(struct start *s)
+{
+    s->opts.source = s->source;
+    s->opts.target = s->target;
+
+    struct job *job = co_backup_start(&s->opts, s->err);
+
+    job_unref(job);
+    return job != NULL;
+}
+
+/* ---- drive-backup ------------------------------------------------------------------------ */
+
+static int co_drive_backup_there(void *arg)
+{
+    struct start *s = arg;
+    const struct backup_args *a = s->args;
+    struct backup_target_opts o = {
+        .filename = a->target,
+        .format = a->format,
+        .existing = a->has_mode && a->mode == MODE_EXISTING,
+        .sync = s->opts.sync,
+    };
+    struct backup_target target;
+
+    if (!co_backup_target_open(s->source, &o, &target, s->err))
+        return -EINVAL;
+    s->target = target.node;
+    s->opts.target_is_zero = target.is_zero;
+
+    bool ok = co_start_job(s);
+
+    co_backup_target_done(&target, ok);
+    return ok ? 0 : -EINVAL;
+}
+
+static bool co_drive_backup(const struct qmp_call *call, const void *args, void *ret,
+                            struct err *err)
+{
+    struct start s;
+
+    if (!prepare(call->qmp, args, &s, err))
+        return false;
+
+    bool ok = co_node_call(s.source, co_drive_backup_there, &s) == 0;
+
+    node_unref(s.source);
+    return ok;
+}
+
+/* ---- blockdev-backup ----------------------------------------------------------------------- */
+
+static int co_blockdev_backup_there(void *arg)
+{
+    struct start *s = arg;
+
+    if (node_loop(s->target) != loop_current()) {
+        err_set(s->err, -EAGAIN, "Node '%s' was moved to another thread meanwhile: try again",
+                node_name(s->target));
+        return -EAGAIN;
+    }
+    return co_start_job(s) ? 0 : -EINVAL;
+}
+
+/* The target comes to the source, or the source to the target. */
+static bool co_join_loops(struct start *s, struct err *err)
+{
+    struct err why;
+
+    if (node_loop(s->target) == node_loop(s->source) ||
+        co_node_move(s->target, node_loop(s->source), &why) ||
+        co_node_move(s->source, node_loop(s->target), NULL))
+        return true;
+    return err_set(err, -EBUSY, "Target '%s' cannot be moved to the thread of '%s': %s",
+                   node_name(s->target), node_name(s->source), why.text);
+}
+
+static bool co_blockdev_backup(const struct qmp_call *call, const void *args, void *ret,
+                               struct err *err)
+{
+    const struct backup_args *a = args;
+    struct start s;
+
+    if (!prepare(call->qmp, a, &s, err))
+        return false;
+
+    CLEANUP(node_unref) struct node *source = s.source;
+    CLEANUP(node_unref) struct node *target = node_find(a->target, NULL);
+
+    if (!target)
+        return err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", a->target,
+                       a->target);
+    s.target = target;
+    if (!co_join_loops(&s, err) || co_node_call(source, co_blockdev_backup_there, &s) < 0)
+        return false;
+    json_object_set_new(call->qmp->targets, node_name(target), json_true());
+    return true;
+}
+
+const struct qmp_command qmp_backup_commands[] = {
+    { .name = "drive-backup", .doc = "back up a node to a file, device or NBD export",
+      .args = &drive_backup_args, .co_run = co_drive_backup },
+    { .name = "blockdev-backup", .doc = "back up a node to another node",
+      .args = &blockdev_backup_args, .co_run = co_blockdev_backup },
+    { 0 },
+};

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Exports and the NBD server: QEMU qapi/block-export.json. As there one NBD
+ * server runs at a time, and stopping it takes the exports away.
+ */
+#include "base/mem.h"
+#include "qmp/address.h"
+#include "qmp/impl.h"
+
+/* ---- the NBD server ----------------------------------------------------------------- */
+
+/* Two forms that differ in the address only. */
+struct server_args {
+    struct socket_address addr;
+    bool has_handshake_max_seconds;
+    uint32_t handshake_max_seconds;
+    bool has_tls_creds, has_tls_authz;
+    char *tls_creds, *tls_authz;
+    bool has_max_connections;
+    uint32_t max_connections;
+};
+#define SERVER_MEMBERS(address_type) \
+    (const struct schema_member[]){ \
+        SCHEMA_REQUIRED(struct server_args, addr, "addr", address_type, "where to listen"), \
+        SCHEMA_OPTIONAL(struct server_args, handshake_max_seconds, "handshake-max-seconds", \
+                        &schema_uint32, "for a client to choose an export; 0: no limit"), \
+        SCHEMA_OPTIONAL(struct server_args, tls_creds, "tls-creds", &schema_str, \
+                        "not supported yet"), \
+        SCHEMA_OPTIONAL(struct server_args, tls_authz, "tls-authz", &schema_str, \
+                        "not supported yet"), \
+        SCHEMA_OPTIONAL(struct server_args, max_connections, "max-connections", \
+                        &schema_uint32, "at one time; 0: no limit"), \
+        SCHEMA_END, \
+    }
+static const struct schema_type server_args_type = {
+    .name = "q_obj_nbd-server-start-arg", .kind = SCHEMA_STRUCT,
+    .size = sizeof(struct server_args), .members = SERVER_MEMBERS(&socket_address_legacy_type),
+};
+static const struct schema_type server_options_type = {
+    .name = "NbdServerOptions", .kind = SCHEMA_STRUCT, .size = sizeof(struct server_args),
+    .members = SERVER_MEMBERS(&socket_address_type),
+};
+
+static bool start_server(struct qmp *q, const struct server_args *a, struct err *err)
+{
+    struct nbd_server_opts o = {
+        .exports = q->exports,
+        .max_connections = a->has_max_connections ? a->max_connections
+                                                  : NBD_DEFAULT_MAX_CONNECTIONS,
+        .handshake_seconds_max = a->has_handshake_max_seconds ? a->handshake_max_seconds
+                                                              : NBD_DEFAULT_HANDSHAKE_SECONDS_MAX,
+    };
+
+    if (q->nbd_phase != NBD_SERVER_OFF)
+        return err_set(err, -EEXIST, "NBD server already running");
+    if (a->has_tls_creds)
+        return err_set(err, -ENOTSUP, "No TLS credentials with id '%s'", a->tls_creds);
+    if (a->has_tls_authz)
+        return err_set(err, -EINVAL, "TLS authorization was given, but no TLS credentials");
+    if (!address_resolve(&a->addr, &o.address, err))
+        return false;
+
+    q->nbd_phase = NBD_SERVER_STARTING;
+    q->nbd_server = co_nbd_server_start(&o, err);
+    q->nbd_phase = q->nbd_server ? NBD_SERVER_ON : NBD_SERVER_OFF;
+    return q->nbd_server != NULL;
+}
+
+static bool co_server_start(const struct qmp_call *call, const void *args, void *ret,
+                            struct err *err)
+{
+    return start_server(call->qmp, args, err);
+}
+
+bool co_qmp_nbd_server_start(struct qmp *q, const json_t *options, bool keyval, struct err *err)
+{
+    struct server_args a;
+
+    if (!schema_decode(&server_options_type, options, keyval, &a, err))
+        return false;
+
+    bool ok = start_server(q, &a, err);
+
+    schema_clear(&server_options_type, &a);
+    return ok;
+}
+
+char *qmp_nbd_server_help(void)
+{
+    return schema_help(&server_options_type);
+}
+
+struct nbd_server *qmp_nbd_server(struct qmp *q)
+{
+    return q->nbd_phase == NBD_SERVER_ON ? q->nbd_server : NULL;
+}
+
+struct nbd_exports *qmp_nbd_exports(struct qmp *q)
+{
+    return q->exports;
+}
+
+/* How long requests in flight may take before nbd-server-stop is answered: its
+ * exports go on ending behind it then. */
+#define SERVER_STOP_NS (10 * NSEC_PER_SEC)
+
+bool co_qmp_exports_close(struct qmp *q, uint64_t deadline)
+{
+    if (q->nbd_phase == NBD_SERVER_ON) {
+        q->nbd_phase = NBD_SERVER_STOPPING;
+        co_nbd_server_stop(MOVE(q->nbd_server), deadline);
+        q->nbd_phase = NBD_SERVER_OFF;
+    }
+    return co_nbd_exports_close(q->exports, deadline);
+}
+
+static bool co_server_stop(const struct qmp_call *call, const void *args, void *ret,
+                           struct err *err)
+{
+    if (call->qmp->nbd_phase != NBD_SERVER_ON)
+        return err_set(err, -ENOENT, "NBD server not running");
+    co_qmp_exports_close(call->qmp, loop_now() + SERVER_STOP_NS);
+    return true;
+}
+
+/* ---- block-export-add ------------------------------------------------------------------ */
+
+static const struct schema_type export_type_enum = {
+    .name = "BlockExportType", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "nbd", NULL },
+};
+static const struct schema_type bitmap_list = {
+    .name = "BlockDirtyBitmapOrStrList", .kind = SCHEMA_ARRAY,
+    .size = sizeof(struct schema_array), .element = &schema_any,
+};
+
+struct nbd_branch {
+    bool has_name, has_description, has_bitmaps, has_allocation_depth;
+    char *name, *description;
+    struct schema_array bitmaps;
+    bool allocation_depth;
+};
+static const struct schema_type nbd_branch_type = {
+    .name = "BlockExportOptionsNbd", .kind = SCHEMA_STRUCT, .size = sizeof(struct nbd_branch),
+    .members = (const struct schema_member[]){
+        SCHEMA_OPTIONAL(struct nbd_branch, name, "name", &schema_str,
+                        "as clients ask for it; the node's name unless given"),
+        SCHEMA_OPTIONAL(struct nbd_branch, description, "description", &schema_str,
+                        "shown to clients"),
+        SCHEMA_OPTIONAL(struct nbd_branch, bitmaps, "bitmaps", &bitmap_list,
+                        "not supported yet"),
+        SCHEMA_OPTIONAL(struct nbd_branch, allocation_depth, "allocation-depth", &schema_bool,
+                        "not supported yet"),
+        SCHEMA_END,
+    },
+};
+
+struct export_args {
+    int type;
+    char *id, *node_name;
+    bool has_fixed_iothread, fixed_iothread, has_iothread;
+    char *iothread;
+    bool has_writable, writable, has_writethrough, writethrough;
+    void *branch;
+};
+
+static const struct schema_type *export_branch(const char *type)
+{
+    return strcmp(type, "nbd") == 0 ? &nbd_branch_type : NULL;
+}
+
+static const char *export_branch_name(unsigned index)
+{
+    return index == 0 ? "nbd" : NULL;
+}
+
+static const struct schema_type export_args_type = {
+    .name = "BlockExportOptions", .kind = SCHEMA_UNION, .size = sizeof(struct export_args),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct export_args, type, "type", &export_type_enum, NULL),
+        SCHEMA_REQUIRED(struct export_args, id, "id", &schema_str, "a name for this export"),
+        SCHEMA_OPTIONAL(struct export_args, fixed_iothread, "fixed-iothread", &schema_bool,
+                        "no effect: an exported disk stays on its thread"),
+        SCHEMA_OPTIONAL(struct export_args, iothread, "iothread", &schema_str,
+                        "no effect, but it has to exist: --threads spreads disks"),
+        SCHEMA_REQUIRED(struct export_args, node_name, "node-name", &schema_str,
+                        "what to export"),
+        SCHEMA_OPTIONAL(struct export_args, writable, "writable", &schema_bool,
+                        "clients may write"),
+        SCHEMA_OPTIONAL(struct export_args, writethrough, "writethrough", &schema_bool,
+                        "every write is on stable storage before it is answered"),
+        SCHEMA_END,
+    },
+    .tag = "type", .branch = export_branch, .branch_name = export_branch_name,
+    .branch_offset = offsetof(struct export_args, branch),
+};
+
+static bool check_export(struct qmp *q, const struct export_args *a, struct err *err)
+{
+    const struct nbd_branch *nbd = a->branch;
+
+    if (!job_id_wellformed(a->id))
+        return err_set(err, -EINVAL, "Invalid block export id");
+    if (q->nbd_phase != NBD_SERVER_ON)
+        return err_set(err, -ENOENT, "NBD server not running");
+    if (a->has_iothread && !json_object_get(q->iothreads, a->iothread))
+        return err_set(err, -ENOENT, "iothread \"%s\" not found", a->iothread);
+    if (nbd->bitmaps.n)
+        return err_set(err, -ENOTSUP, "Exporting dirty bitmaps is not supported yet");
+    if (nbd->allocation_depth)
+        return err_set(err, -ENOTSUP, "Exporting the allocation depth is not supported yet");
+    return true;
+}
+
+static bool co_export_add(const struct qmp_call *call, const void *args, void *ret,
+                          struct err *err)
+{
+    const struct export_args *a = args;
+    const struct nbd_branch *nbd = a->branch;
+    struct qmp *q = call->qmp;
+
+    if (!check_export(q, a, err))
+        return false;
+
+    CLEANUP(node_unref) struct node *node = node_find(a->node_name, err);
+    struct nbd_export_opts o = {
+        .id = a->id,
+        .node = node,
+        .name = nbd->name,
+        .description = nbd->description,
+        .writable = a->writable,
+        .writethrough = a->writethrough,
+    };
+
+    if (!node || !co_nbd_export_add(q->exports, &o, err))
+        return false;
+    if (q->nbd_phase == NBD_SERVER_ON)
+        return true;
+    /* nbd-server-stop came in between and did not see it. */
+    if (nbd_export_del(q->exports, a->id, NBD_EXPORT_DEL_HARD, err))
+        err_set(err, -ENOENT, "NBD server not running");
+    return false;
+}
+
+/* ---- block-export-del ------------------------------------------------------------------ */
+
+static const struct schema_type remove_mode_enum = {
+    .name = "BlockExportRemoveMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "safe", "hard", NULL },
+};
+
+struct export_del_args {
+    char *id;
+    bool has_mode;
+    int mode;                /* enum nbd_export_del_mode */
+};
+static const struct schema_type export_del_args_type = {
+    .name = "q_obj_block-export-del-arg", .kind = SCHEMA_STRUCT,
+    .size = sizeof(struct export_del_args),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct export_del_args, id, "id", &schema_str, "the export"),
+        SCHEMA_OPTIONAL(struct export_del_args, mode, "mode", &remove_mode_enum,
+                        "safe (the default): refused while clients are connected"),
+        SCHEMA_END,
+    },
+};
+
+/* An export without requests in flight is gone within this, so that scripts which
+ * do not wait for the event find its node free. */
+#define EXPORT_GONE_NS (1 * NSEC_PER_SEC)
+
+static bool co_export_del(const struct qmp_call *call, const void *args, void *ret,
+                          struct err *err)
+{
+    const struct export_del_args *a = args;
+    struct nbd_exports *x = call->qmp->exports;
+
+    if (!nbd_export_del(x, a->id, (enum nbd_export_del_mode)a->mode, err))
+        return false;
+    /* Not in time is no error: BLOCK_EXPORT_DELETED tells when. */
+    bool gone = co_nbd_export_wait_gone(x, a->id, loop_now() + EXPORT_GONE_NS);
+
+    (void)gone;
+    return true;
+}
+
+/* ---- query-block-exports ---------------------------------------------------------------- */
+
+struct export_info {
+    char *id, *node_name;
+    int type;
+    bool shutting_down;
+};
+static const struct schema_type export_info_type = {
+    .name = "BlockExportInfo", .kind = SCHEMA_STRUCT, .size = sizeof(struct export_info),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct export_info, id, "id", &schema_str, NULL),
+        SCHEMA_REQUIRED(struct export_info, type, "type", &export_type_enum, NULL),
+        SCHEMA_REQUIRED(struct export_info, node_name, "node-name", &schema_str, NULL),
+        SCHEMA_REQUIRED(struct export_info, shutting_down, "shutting-down", &schema_bool, NULL),
+        SCHEMA_END,
+    },
+};
+static const struct schema_type export_info_list = {
+    .name = "BlockExportInfoList", .kind = SCHEMA_ARRAY, .size = sizeof(struct schema_array),
+    .element = &export_info_type,
+};
+
+static void add_export(const struct nbd_export_info *info, void *arg)
+{
+    struct schema_array *list = arg;
+    struct export_info *items = xrealloc(list->items, (list->n + 1) * sizeof(*items));
+
+    items[list->n++] = (struct export_info){
+        .id = xstrdup(info->id),
+        .node_name = xstrdup(info->node_name),
+        .shutting_down = info->shutting_down,
+    };
+    list->items = items;
+}
+
+static bool co_query_exports(const struct qmp_call *call, const void *args, void *ret,
+                             struct err *err)
+{
+    nbd_exports_for_each(call->qmp->exports, add_export, ret);
+    return true;
+}
+
+/* ---- what other areas use ----------------------------------------------------------------- */
+
+struct id_search {
+    const char *id;
+    char *node_name;
+};
+
+static void match_id(const struct nbd_export_info *info, void *arg)
+{
+    struct id_search *s = arg;
+
+    if (!s->node_name && strcmp(info->id, s->id) == 0)
+        s->node_name = xstrdup(info->node_name);
+}
+
+struct node *qmp_find_device(struct qmp *q, const char *device, struct err *err)
+{
+    struct node *n = node_find(device, err);
+
+    if (n)
+        return n;
+
+    struct id_search s = { .id = device };
+
+    nbd_exports_for_each(q->exports, match_id, &s);
+
+    CLEANUP(free) char *node_name = s.node_name;
+
+    n = node_name ? node_find(node_name, err) : NULL;
+    if (!n && !node_name)
+        err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", device, device);
+    return n;
+}
+
+bool qmp_add_iothread(struct qmp *q, const char *id, struct err *err)
+{
+    if (!job_id_wellformed(id))
+        return err_set(err, -EINVAL, "Parameter 'id' expects an identifier");
+    if (json_object_get(q->iothreads, id))
+        return err_set(err, -EEXIST, "attempt to add duplicate property '%s' to object "
+                       "(type 'container')", id);
+    json_object_set_new(q->iothreads, id, json_true());
+    return true;
+}
+
+const struct qmp_command qmp_export_commands[] = {
+    { .name = "nbd-server-start", .doc = "listen for NBD clients", .args = &server_args_type,
+      .co_run = co_server_start },
+    { .name = "nbd-server-stop", .doc = "stop listening and take all exports away",
+      .co_run = co_server_stop },
+    { .name = "block-export-add", .doc = "export a node", .args = &export_args_type,
+      .co_run = co_export_add },
+    { .name = "block-export-del", .doc = "take an export away", .args = &export_del_args_type,
+      .co_run = co_export_del },
+    { .name = "query-block-exports", .doc = "all exports", .ret = &export_info_list,
+      .co_run = co_query_exports },
+    { 0 },
+};
