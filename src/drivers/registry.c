@@ -9,6 +9,7 @@ void drivers_register_all(void)
     driver_register(&file_driver);
     driver_register(&host_device_driver);
     driver_register(&raw_driver);
+    driver_register(&qcow2_driver);
     driver_register(&null_co_driver);
     driver_register(&nbd_driver);
     driver_register(&fault_driver);

@@ -7,7 +7,7 @@
  */
 #include "drivers/qcow2/format.h"
 #include "base/limits.h"
-#include "unit.h"
+#include "co_test.h"
 
 #define CLUSTER 65536
 
@@ -300,7 +300,7 @@ static void l1_sizes_are_those_of_the_document(void **state)
 
 static void refcounts_of_every_width(void **state)
 {
-    struct random r = { 7 };
+    uint64_t seed = 7;
 
     for (unsigned order = 0; order <= 6; order++) {
         uint8_t block[512] = { 0 };
@@ -308,8 +308,8 @@ static void refcounts_of_every_width(void **state)
         uint64_t *shadow = calloc(n, sizeof(*shadow));
 
         for (int round = 0; round < 4000; round++) {
-            size_t i = random_below(&r, n);
-            uint64_t v = random_below(&r, 2) ? random_next(&r) & qcow2_refcount_max(order) : 0;
+            size_t i = test_random(&seed, n);
+            uint64_t v = test_random(&seed, 2) ? test_random(&seed, UINT64_MAX) & qcow2_refcount_max(order) : 0;
 
             qcow2_refcount_set(block, order, i, v);
             shadow[i] = v;

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Making qcow2 images: for commands and jobs.
+ */
+#ifndef QCOW2_CREATE_H
+#define QCOW2_CREATE_H
+
+#include "block/node.h"
+
+struct qcow2_create_opts {
+    uint64_t size;               /* of the disk, bytes; rounded up to 512 as QEMU does */
+    uint32_t cluster_size;       /* 512 .. 2 MiB, power of two; 0: 64 KiB */
+    uint32_t version;            /* 2 or 3; 0: 3 */
+    uint32_t refcount_bits;      /* 1 .. 64, power of two (version 2: 16); 0: 16 */
+    const char *backing_file;    /* as it is to stand in the header; NULL: none */
+    const char *backing_format;  /* its driver; must be given with backing_file */
+};
+
+/* Write an empty image to @file, a writable node that the caller uses alone. What
+ * it has is lost; a file that can be resized is as long as the image then. The
+ * image is whole and flushed on success; after a failure it is no image. The backing
+ * file is not looked at. Coroutine on the node's loop. */
+MUST_CHECK bool co_qcow2_create(struct node *file, const struct qcow2_create_opts *opts,
+                                struct err *err);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Zero writes and discards: changes of L2 entries, and data only where a range
+ * begins or ends inside a cluster. Nothing suspends between the last look at the
+ * claims and the change of a slice, so no claim is needed here.
+ */
+#include "base/limits.h"
+#include "base/mem.h"
+#include "drivers/qcow2/qcow2.h"
+
+/* How clusters are to become zero. */
+struct zeroing {
+    bool unmap;                  /* give the host clusters up */
+    bool punch;                  /* and pass a discard on for them */
+};
+
+/* The entry that makes the cluster read as zero; whether it drops what @e has. */
+static uint64_t zero_entry(const struct qcow2 *s, const struct zeroing *z, uint64_t guest,
+                           const struct qcow2_l2_entry *e, bool *ret_drop)
+{
+    bool unallocated_zero = qcow2_unallocated_is_zero(s, guest);
+
+    *ret_drop = false;
+    if (e->kind == QCOW2_ZERO_PLAIN)
+        return QCOW2_ZERO;
+    if (e->kind == QCOW2_UNALLOCATED)
+        return unallocated_zero ? 0 : QCOW2_ZERO;
+    if (!z->unmap && e->copied && s->geo.version >= 3)
+        return e->host | QCOW2_COPIED | QCOW2_ZERO;
+    *ret_drop = true;
+    return unallocated_zero && (z->unmap || s->geo.version < 3) ? 0 : QCOW2_ZERO;
+}
+
+/* Make @n clusters from @first zero, as far as they lie in one slice and no claim
+ * is on them: *ret_n. */
+static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n,
+                            uint32_t *ret_n)
+{
+    uint32_t in_slice = 1U << s->l2_slice_bits, count;
+    struct qcow2_l2_place place;
+    void *slice;
+    int r;
+
+    do {
+        count = (uint32_t)MIN(n, in_slice - (first & (in_slice - 1)));
+        r = co_qcow2_l2_get_writable(s, first << s->geo.cluster_bits, &place);
+        if (r < 0)
+            return r;
+    } while (co_qcow2_wait_claim(s, first, &count));
+    r = qcow2_cache_modify(s->l2, place.slice, &slice);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t old = qcow2_entry_get(slice, place.index + i), new;
+        struct qcow2_l2_entry e;
+        bool drop;
+
+        if (!qcow2_l2_decode(&s->geo, old, &e))
+            return -EIO;
+        new = zero_entry(s, z, (first + i) << s->geo.cluster_bits, &e, &drop);
+        if (new == old)
+            continue;
+        if (drop)
+            qcow2_drop_entry(s, &e, z->punch);
+        qcow2_entry_set(slice, place.index + i, new);
+    }
+    *ret_n = count;
+    return 0;
+}
+
+/* Clusters that have no L2 table and read as zero without one. */
+static uint64_t zero_without_table(struct qcow2 *s, uint64_t first, uint64_t n)
+{
+    unsigned bits = s->geo.l2_bits;
+    uint64_t at = first;
+
+    if (!qcow2_unallocated_is_zero(s, first << s->geo.cluster_bits))
+        return 0;
+    while (at < first + n && !s->l1.v[at >> bits])
+        at = ((at >> bits) + 1) << bits;
+    return MIN(at, first + n) - first;
+}
+
+/* A request of any length: steps of a slice, each of them a request to the grace. */
+static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
+{
+    while (n) {
+        uint64_t skip = zero_without_table(s, first, n);
+        uint32_t done = 0;
+        int r = 0;
+
+        if (skip) {
+            /* What is being written there may come before or after us, as it likes. */
+            first += skip;
+            n -= skip;
+            continue;
+        }
+
+        unsigned entered = qcow2_enter(s);
+
+        r = co_zero_in_slice(s, z, first, n, &done);
+        qcow2_leave(s, entered);
+        if (r == 0 && s->dropped.n > LIMIT_QCOW2_FREED_RUNS) {
+            r = co_qcow2_sync(s);
+            co_qcow2_quiesce(s);
+        }
+        if (r < 0)
+            return r;
+        first += done;
+        n -= done;
+    }
+    return 0;
+}
+
+/* ---- ends inside a cluster --------------------------------------------------------------------- */
+
+static int co_write_zero_data(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
+{
+    int n = (int)div_round_up(len, QCOW2_ZEROS_BYTES);
+    CLEANUP(free) struct iovec *v = calloc((size_t)n, sizeof(*v));
+
+    if (!v)
+        return -ENOMEM;
+    for (int i = 0; i < n; i++) {
+        uint64_t part = MIN(len - i * (uint64_t)QCOW2_ZEROS_BYTES, (uint64_t)QCOW2_ZEROS_BYTES);
+
+        v[i] = (struct iovec){ (void *)qcow2_zeros, part };
+    }
+    return co_qcow2_write_run(s, off, len, v, n, flags);
+}
+
+/* Part of a cluster: zeros are written, unless it reads as zero. */
+static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
+{
+    unsigned entered = qcow2_enter(s);
+    struct qcow2_extent e;
+    uint32_t n = 1;
+    int r;
+
+    do {
+        r = co_qcow2_map(s, off, len, &e);
+    } while (r == 0 && co_qcow2_wait_claim(s, off >> s->geo.cluster_bits, &n));
+    if (r == 0 && e.kind != QCOW2_ZERO_PLAIN && e.kind != QCOW2_ZERO_ALLOC &&
+        !(e.kind == QCOW2_UNALLOCATED && qcow2_unallocated_is_zero(s, off)))
+        r = co_write_zero_data(s, off, len, flags);
+    qcow2_leave(s, entered);
+    return r;
+}
+
+/* ---- the two operations ------------------------------------------------------------------------ */
+
+/* The whole clusters of a range; the last of the disk counts as whole. */
+static void whole_clusters(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *ret_first,
+                           uint64_t *ret_end)
+{
+    uint64_t end = off + len;
+
+    if (end == s->node->size)
+        end = align_up(end, s->cluster_size);
+    *ret_first = div_round_up(off, s->cluster_size);
+    *ret_end = end >> s->geo.cluster_bits;
+}
+
+/* Parts of clusters at the ends, whole ones between. */
+static int co_zero(struct qcow2 *s, const struct zeroing *z, uint64_t off, uint64_t len,
+                   unsigned flags)
+{
+    uint64_t first, end, from, to;
+    int r = 0;
+
+    whole_clusters(s, off, len, &first, &end);
+    from = MIN(off + len, first * s->cluster_size);
+    to = first < end ? MIN(off + len, end * s->cluster_size) : from;
+    if (first < end)
+        r = co_zero_clusters(s, z, first, end - first);
+    if (r == 0 && off < from)
+        r = co_zero_part(s, off, from - off, flags);
+    if (r == 0 && to < off + len)
+        r = co_zero_part(s, to, off + len - to, flags);
+    qcow2_sync_soon(s);
+    return r;
+}
+
+int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct qcow2 *s = n->state;
+    struct zeroing z = { .unmap = (flags & REQ_MAY_UNMAP) && !s->discard_no_unref,
+                         .punch = s->pass_discard_request };
+    int r = co_qcow2_begin_write(s);
+
+    if (r < 0)
+        return r;
+    /* Version 2 has no zero flag: zeros over a backing file are data. */
+    if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
+        return -ENOTSUP;
+    return co_zero(s, &z, off, len, flags);
+}
+
+int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
+{
+    struct qcow2 *s = n->state;
+    struct zeroing z = { .unmap = !s->discard_no_unref, .punch = s->pass_discard_request };
+    uint64_t first, end;
+    int r = co_qcow2_begin_write(s);
+
+    if (r < 0)
+        return r;
+    whole_clusters(s, off, len, &first, &end);
+    /* Version 2 over a backing file: unmapped, the old content would show. */
+    if (first >= end || (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off)))
+        return 0;
+    r = co_zero_clusters(s, &z, first, end - first);
+    qcow2_sync_soon(s);
+    return r;
+}
+
+int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
+{
+    struct zeroing z = { .unmap = true };
+
+    if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
+        return -ENOTSUP;
+    return co_zero(s, &z, off, len, 0);
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The header while the image is open: fields that change are rewritten in place,
+ * each group in one write that lies inside a sector; extensions are never moved.
+ * And the last line of defence: what may not be overwritten as data.
+ */
+#include "base/range.h"
+#include "drivers/qcow2/qcow2.h"
+
+static int co_write_u64_field(struct qcow2 *s, uint64_t at, uint64_t v)
+{
+    uint8_t buf[8];
+
+    store_be64(buf, v);
+    return co_qcow2_meta_write(s, at, sizeof(buf), buf);
+}
+
+void qcow2_stop_writing(struct qcow2 *s)
+{
+    s->write_ready = false;
+    s->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+}
+
+int co_qcow2_mark_corrupt(struct qcow2 *s)
+{
+    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return -EIO;
+    qcow2_stop_writing(s);
+    if (s->geo.version < 3 || s->node->read_only)
+        return -EIO;
+
+    /* Whatever comes of it, this process writes no more to the image. */
+    int r = co_write_u64_field(s, QCOW2_FIELD_INCOMPATIBLE, s->header.incompatible);
+
+    if (r == 0)
+        r = co_node_flush(s->file);
+    return r < 0 ? r : -EIO;
+}
+
+int co_qcow2_begin_write(struct qcow2 *s)
+{
+    int r = 0;
+
+    if (LIKELY(s->write_ready))
+        return 0;
+    co_mutex_lock(&s->sync_lock);
+    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
+        r = -EIO;
+    } else if (s->header.autoclear) {
+        /* I-Q6: on disk before anything else is changed. */
+        r = co_write_u64_field(s, QCOW2_FIELD_AUTOCLEAR, 0);
+        if (r == 0)
+            r = co_node_flush(s->file);
+        if (r == 0)
+            s->header.autoclear = 0;
+    }
+    if (r == 0)
+        s->write_ready = true;
+    co_mutex_unlock(&s->sync_lock);
+    return r;
+}
+
+int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters)
+{
+    uint8_t buf[12];
+    int r;
+
+    store_be64(buf, off);
+    store_be32(buf + 8, clusters);
+    r = co_qcow2_meta_write(s, QCOW2_FIELD_REFTABLE, sizeof(buf), buf);
+    if (r < 0)
+        return r;
+    s->header.reftable_off = off;
+    s->header.reftable_clusters = clusters;
+    return 0;
+}
+
+int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries)
+{
+    uint8_t buf[12];
+    int r;
+
+    store_be32(buf, entries);
+    store_be64(buf + 4, off);
+    r = co_qcow2_meta_write(s, QCOW2_FIELD_L1, sizeof(buf), buf);
+    if (r < 0)
+        return r;
+    s->header.l1_entries = entries;
+    s->header.l1_off = off;
+    return 0;
+}
+
+int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size)
+{
+    int r = co_write_u64_field(s, QCOW2_FIELD_SIZE, size);
+
+    if (r < 0)
+        return r;
+    s->header.size = size;
+    return 0;
+}
+
+static bool touches_table(const struct qcow2 *s, const struct qcow2_table *t, uint64_t host,
+                          uint64_t len)
+{
+    return ranges_overlap(host, len, t->off, align_up(t->n * 8ULL, s->cluster_size));
+}
+
+bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len)
+{
+    uint64_t last = (host + len - 1) >> s->geo.cluster_bits;
+
+    if (host < s->cluster_size || touches_table(s, &s->l1, host, len) ||
+        touches_table(s, &s->reftable, host, len))
+        return true;
+    for (uint64_t c = host >> s->geo.cluster_bits; c <= last; c++) {
+        if (UNLIKELY(qcow2_metaset_has(&s->meta, c)))
+            return true;
+    }
+    return false;
+}

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Opening and closing an image, what is told of it, and the table of operations.
+ * Opening reads the header and the two tables that stay in memory; of what they
+ * point to, nothing is read before it is needed, but that no two of them point to
+ * the same cluster is checked before anything may be written.
+ */
+#include "base/mem.h"
+#include "block/graph.h"
+#include "drivers/drivers.h"
+#include "drivers/qcow2/options.h"
+#include "drivers/qcow2/qcow2.h"
+#include <inttypes.h>
+#include <stdio.h>
+
+#define HEADER_READ_BYTES (64 * KiB)
+
+/* ---- the header ---------------------------------------------------------------------------- */
+
+static bool co_read_header(struct qcow2 *s, struct err *err)
+{
+    uint64_t size = node_size(s->file), bytes = MIN(size, HEADER_READ_BYTES);
+    CLEANUP(free) void *buf = try_alloc_aligned(MAX(bytes, 1ULL));
+    int r = buf ? co_node_pread(s->file, 0, bytes, buf, 0) : -ENOMEM;
+
+    if (r == 0 && MIN(size, (uint64_t)qcow2_peek_cluster_size(buf, bytes)) > bytes) {
+        bytes = MIN(size, (uint64_t)qcow2_peek_cluster_size(buf, bytes));
+        free(buf);
+        buf = try_alloc_aligned(bytes);
+        r = buf ? co_node_pread(s->file, 0, bytes, buf, 0) : -ENOMEM;
+    }
+    if (r < 0)
+        return err_errno(err, r, "could not read the qcow2 header");
+    return qcow2_header_parse(buf, bytes, &s->header, err);
+}
+
+static bool check_writable(const struct qcow2_header *h, struct err *err)
+{
+    if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return err_set(err, -EROFS, "the image is marked corrupt and can only be opened "
+                       "read-only; repair it with 'qemu-img check -r all'");
+    if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
+        return err_set(err, -EROFS, "the image was not closed cleanly and its refcounts may be "
+                       "wrong (lazy refcounts): it can only be opened read-only; repair it with "
+                       "'qemu-img check -r all'");
+    return true;
+}
+
+/* ---- metadata --------------------------------------------------------------------------------- */
+
+static bool co_read_table(struct qcow2 *s, struct qcow2_table *t, const char *what, uint64_t off,
+                          uint32_t n, struct err *err)
+{
+    CLEANUP(free) void *disk = try_alloc_aligned(MAX(n, 1U) * 8ULL);
+    int r = disk ? qcow2_table_init(t, off, n) : -ENOMEM;
+
+    if (r == 0 && n)
+        r = co_qcow2_meta_read(s, off, n * 8ULL, disk);
+    if (r < 0)
+        return err_errno(err, r, "could not read the %s", what);
+    qcow2_table_decode(t, disk);
+    return true;
+}
+
+/* A table at @host that nothing else may lie on. */
+static bool claim_metadata(struct qcow2 *s, uint64_t host, const char *what, uint32_t i,
+                           struct err *err)
+{
+    int r;
+
+    if (qcow2_is_metadata(s, host, s->cluster_size))
+        return err_set(err, -EINVAL, "the image is corrupt: %s %" PRIu32 " lies at offset "
+                       "%" PRIu64 ", where other metadata is; 'qemu-img check' tells more", what, i,
+                       host);
+    r = qcow2_metaset_add(&s->meta, host >> s->geo.cluster_bits);
+    return r == 0 || err_errno(err, r, "could not open the image");
+}
+
+/* Everything that is needed for writing: whose clusters the tables are, and the
+ * refcounts. */
+static bool map_metadata(struct qcow2 *s, struct err *err)
+{
+    uint64_t host;
+    bool copied;
+
+    for (uint32_t i = 0; i < s->l1.n; i++) {
+        if (!s->l1.v[i])
+            continue;
+        if (!qcow2_l1_decode(&s->geo, s->l1.v[i], &host, &copied))
+            return err_set(err, -EINVAL, "the image is corrupt: L1 entry %" PRIu32 " is invalid; "
+                           "'qemu-img check' tells more", i);
+        if (host && !claim_metadata(s, host, "L2 table", i, err))
+            return false;
+    }
+    for (uint32_t i = 0; i < s->reftable.n; i++) {
+        if (!qcow2_reftable_decode(&s->geo, s->reftable.v[i], &host))
+            return err_set(err, -EINVAL, "the image is corrupt: refcount table entry %" PRIu32
+                           " is invalid; 'qemu-img check' tells more", i);
+        if (host && !claim_metadata(s, host, "refcount block", i, err))
+            return false;
+    }
+    return true;
+}
+
+static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, struct err *err)
+{
+    const struct qcow2_header *h = &s->header;
+    struct qcow2_cache_sizes sizes;
+    int r;
+
+    if (!qcow2_cache_sizes(o, s->cluster_size, (uint64_t)h->l1_entries * s->cluster_size, &sizes,
+                           err) ||
+        !co_read_table(s, &s->l1, "L1 table", h->l1_off, h->l1_entries, err))
+        return false;
+    s->l2_slice_bits = (uint8_t)__builtin_ctz(sizes.l2_slice / 8);
+    s->l2 = qcow2_cache_new(&qcow2_l2_cache_ops, s, sizes.l2_slice, sizes.l2_entries);
+    if (s->node->read_only)
+        return true;
+
+    s->ref_slice_bits = (uint8_t)(__builtin_ctz(sizes.refcount_slice) + 3 - h->refcount_order);
+    s->ref_block_bits = (uint8_t)(h->cluster_bits + 3 - h->refcount_order);
+    s->refcounts = qcow2_cache_new(&qcow2_refcount_cache_ops, s, sizes.refcount_slice,
+                                   sizes.refcount_entries);
+    if (!co_read_table(s, &s->reftable, "refcount table", h->reftable_off,
+                       (uint32_t)(((uint64_t)h->reftable_clusters << h->cluster_bits) / 8), err))
+        return false;
+    r = qcow2_metaset_init(&s->meta, 64);
+    if (r < 0)
+        return err_errno(err, r, "could not open the image");
+    return map_metadata(s, err);
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------ */
+
+static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_options *o)
+{
+    s->node = n;
+    s->file = edge_node(n->file);
+    list_init(&s->claims);
+    list_init(&s->creations);
+    co_mutex_init(&s->reftable_lock);
+    co_mutex_init(&s->store_lock);
+    co_mutex_init(&s->grow_lock);
+    co_mutex_init(&s->sync_lock);
+    waitq_init(&s->reaped);
+    waitq_init(&s->drained);
+    /* Guests' discards come here only if discard=unmap, so that is the default. */
+    s->pass_discard_request = !o->has_pass_discard_request || o->pass_discard_request;
+    s->pass_discard_other = o->pass_discard_other;
+    s->discard_no_unref = o->discard_no_unref;
+}
+
+static void set_geometry(struct qcow2 *s)
+{
+    const struct qcow2_header *h = &s->header;
+
+    s->geo = (struct qcow2_geometry){
+        .cluster_bits = (uint8_t)h->cluster_bits,
+        .l2_bits = (uint8_t)(h->cluster_bits - 3),
+        .refcount_order = (uint8_t)h->refcount_order,
+        .version = (uint8_t)h->version,
+    };
+    s->cluster_size = 1ULL << h->cluster_bits;
+    s->names_backing = h->has_backing;
+    /* A regular file reads as zero where it has been made longer. */
+    s->fresh_from = s->file->zero_init ? align_up(node_size(s->file), s->cluster_size)
+                                       : UINT64_MAX;
+}
+
+static void free_state(struct qcow2 *s)
+{
+    qcow2_cache_free(s->l2);
+    qcow2_cache_free(s->refcounts);
+    qcow2_table_done(&s->l1);
+    qcow2_table_done(&s->reftable);
+    qcow2_metaset_done(&s->meta);
+    qcow2_unpacker_free(s->unpacker);
+    free(s->dropped.v);
+    free(s->freed.v);
+}
+
+static bool co_open_backing(struct qcow2 *s, const struct qcow2_options *o, struct err *err)
+{
+    unsigned shared = EDGE_READ;
+
+    if (!o->has_backing)
+        return !s->header.has_backing || co_qcow2_open_named_backing(s, err);
+    /* A node that exists is somebody's: he knows whether it is written to (the
+     * target of a backup with sync=none stands on its source). */
+    if (o->backing.kind == SCHEMA_ALT_STR)
+        shared |= EDGE_WRITE | EDGE_RESIZE;
+    return co_node_open_child(s->node, "backing", &o->backing, EDGE_READ, shared, err);
+}
+
+static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct err *err)
+{
+    struct node *n = s->node;
+
+    if (!co_read_header(s, err) || (!n->read_only && !check_writable(&s->header, err)))
+        return false;
+    set_geometry(s);
+    if (!co_load_metadata(s, o, err) || !co_open_backing(s, o, err))
+        return false;
+    n->size = s->header.size;
+    n->zero_init = !n->backing && !s->names_backing;
+    n->limits.request_align = 1;
+    n->limits.zero_align = (uint32_t)s->cluster_size;
+    n->limits.write_flags = REQ_BULK;
+    n->limits.zero_flags = REQ_BULK | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
+    return true;
+}
+
+static bool co_qcow2_open(struct node *n, const void *opts, struct err *err)
+{
+    const struct qcow2_options *o = opts;
+    struct qcow2 *s = n->state;
+    unsigned perms = n->read_only ? EDGE_READ : EDGE_READ | EDGE_WRITE | EDGE_RESIZE;
+
+    if (!qcow2_options_check(o, err) ||
+        !co_node_open_child(n, "file", &o->file, perms, EDGE_READ, err))
+        return false;
+    init_state(s, n, o);
+    if (co_open_image(s, o, err))
+        return true;
+    free_state(s);
+
+    CLEANUP(free) struct node_info *info = xnew(struct node_info);
+
+    node_get_info(s->file, info);
+    if (info->filename[0])
+        err_prefix(err, "Could not open '%s': ", info->filename);
+    return false;
+}
+
+/* Bring everything to the disk, what is being freed too. */
+static void co_settle(struct qcow2 *s)
+{
+    co_qcow2_quiesce(s);
+    if (!s->wrote && !s->write_ready)
+        return;
+
+    /* Nobody is there to hear of a failure; a crash would have left the same. */
+    int r = co_qcow2_sync(s);
+
+    co_qcow2_quiesce(s);
+    if (r == 0)
+        r = co_qcow2_sync(s);
+    if (r == 0)
+        co_qcow2_host_trim(s);
+}
+
+static void co_qcow2_close(struct node *n)
+{
+    struct qcow2 *s = n->state;
+
+    if (!n->read_only)
+        co_settle(s);
+    free_state(s);
+}
+
+/* Nothing but the background's coroutines is bound to the loop. */
+static void co_qcow2_detach(struct node *n)
+{
+    co_qcow2_quiesce(n->state);
+}
+
+/* ---- what is told of it --------------------------------------------------------------------------- */
+
+static void qcow2_get_info(struct node *n, struct node_info *ret)
+{
+    struct qcow2 *s = n->state;
+
+    ret->cluster_size = (uint32_t)s->cluster_size;
+    ret->can_unmap = true;
+    ret->can_write_zeroes_fast = s->geo.version >= 3 || qcow2_unallocated_is_zero(s, 0);
+    snprintf(ret->backing_file, sizeof(ret->backing_file), "%s", s->header.backing_file);
+    snprintf(ret->backing_format, sizeof(ret->backing_format), "%s", s->header.backing_format);
+}
+
+/* QAPI ImageInfoSpecificQCow2. */
+static json_t *qcow2_format_info(struct node *n)
+{
+    const struct qcow2_header *h = &((struct qcow2 *)n->state)->header;
+    json_t *data = json_object();
+
+    json_object_set_new(data, "compat", json_string(h->version == 2 ? "0.10" : "1.1"));
+    json_object_set_new(data, "compression-type",
+                        json_string(h->compression == QCOW2_COMPRESSION_ZSTD ? "zstd" : "zlib"));
+    json_object_set_new(data, "refcount-bits", json_integer(1 << h->refcount_order));
+    if (h->version >= 3) {
+        json_object_set_new(data, "lazy-refcounts",
+                            json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS));
+        json_object_set_new(data, "corrupt",
+                            json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT));
+        json_object_set_new(data, "extended-l2", json_false());
+    }
+    return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
+}
+
+const struct driver qcow2_driver = {
+    .name = "qcow2",
+    .doc = "an image in QEMU's format: sparse, with a backing file",
+    .state_size = sizeof(struct qcow2),
+    .options = &qcow2_options_type,
+    .co_open = co_qcow2_open,
+    .co_close = co_qcow2_close,
+    .co_preadv = co_qcow2_preadv,
+    .co_pwritev = co_qcow2_pwritev,
+    .co_write_zeroes = co_qcow2_write_zeroes,
+    .co_discard = co_qcow2_discard,
+    .co_flush = co_qcow2_flush,
+    .co_status = co_qcow2_status,
+    .co_resize = co_qcow2_resize,
+    .get_info = qcow2_get_info,
+    .format_info = qcow2_format_info,
+    .co_detach = co_qcow2_detach,
+};

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Private to the qcow2 driver: the state of an open image and what its files call
+ * of each other, a section a file. docs/qcow2.md tells how it works and numbers
+ * the rules of order (I-Q1 ...) that code here cites.
+ *
+ * Everything belongs to the node's loop. What is in memory changes only between
+ * two suspensions, so a table entry, a refcount and the list of claims agree
+ * whenever a coroutine runs; after each co_ call they may all be different.
+ *
+ * Words: a guest offset is one in the virtual disk, a host offset one in the
+ * image file; cluster numbers are offsets divided by the cluster size.
+ */
+#ifndef QCOW2_QCOW2_H
+#define QCOW2_QCOW2_H
+
+#include "block/driver.h"
+#include "drivers/qcow2/cache.h"
+#include "drivers/qcow2/format.h"
+#include "drivers/qcow2/metaset.h"
+#include "drivers/qcow2/table.h"
+
+/* Runs of host clusters whose references are given up. */
+struct qcow2_run {
+    uint64_t first;
+    uint32_t n;
+    bool punch;                  /* pass a discard on to the file when they are free */
+};
+
+struct qcow2_runs {
+    struct qcow2_run *v;
+    size_t n, cap;
+};
+
+struct qcow2_unpacker;
+
+struct qcow2 {
+    struct node *node;           /* the node itself */
+    struct node *file;           /* its child */
+
+    /* Never changed after opening. */
+    struct qcow2_geometry geo;
+    uint64_t cluster_size;
+    uint8_t l2_slice_bits;       /* L2 entries in a slice: 1 << bits */
+    uint8_t ref_slice_bits;      /* refcounts in a slice */
+    uint8_t ref_block_bits;      /* refcounts in a block */
+    bool names_backing;          /* the header names a backing file, open or not */
+    bool pass_discard_request, pass_discard_other, discard_no_unref;
+
+    /* The header as it is in the file. */
+    struct qcow2_header header;
+    bool write_ready;            /* writing is allowed, and the header fit for it */
+    bool wrote;                  /* something was allocated since opening */
+
+    /* Metadata in memory. Tables are whole, caches hold slices. refcounts only of
+     * writable nodes. */
+    struct qcow2_table l1, reftable;
+    struct qcow2_cache *l2, *refcounts;
+    struct qcow2_metaset meta;   /* clusters of L2 tables and refcount blocks */
+
+    /* refcount.c: no cluster below free_hint is free; from fresh_from on nothing
+     * was ever written and the file reads as zero (UINT64_MAX: never so). */
+    uint64_t free_hint;          /* cluster number */
+    uint64_t fresh_from;         /* bytes */
+    struct co_mutex reftable_lock;   /* adding refcount blocks, moving the table */
+    struct co_mutex store_lock;  /* one write-back of the refcount cache at a time */
+    struct co_mutex grow_lock;   /* one resize of the file at a time */
+
+    /* alloc.c, l2.c */
+    struct list claims;          /* guest clusters that are being allocated */
+    struct list creations;       /* L2 tables that are being made */
+
+    /* sync.c */
+    struct co_mutex sync_lock;
+    struct qcow2_round *next_round;
+    int flush_error;             /* of a flush that failed; sticks */
+    bool sync_started;           /* a write-back runs in the background */
+    struct qcow2_runs dropped;   /* no entry in memory names them any more */
+    struct qcow2_runs freed;     /* nor does one on disk */
+    bool reaping;
+    struct waitq reaped;
+    unsigned epoch, in_flight[2];
+    struct waitq drained;
+
+    struct qcow2_unpacker *unpacker;     /* compress.c; NULL until it is needed */
+};
+
+static inline struct node *qcow2_backing(const struct qcow2 *s)
+{
+    return edge_node(s->node->backing);
+}
+
+/* Whether what no entry maps in [off, ...) reads as zero and will go on to. */
+static inline bool qcow2_unallocated_is_zero(const struct qcow2 *s, uint64_t off)
+{
+    struct node *b = qcow2_backing(s);
+
+    return b ? off >= node_size(b) : !s->names_backing;
+}
+
+/* ---- hostfile.c: bytes of the image file ------------------------------------------ */
+
+/* Read data; what lies beyond the end of the file reads as zero (its last cluster
+ * need not be whole). */
+MUST_CHECK int co_qcow2_host_read(struct qcow2 *s, uint64_t host, uint64_t len,
+                                  const struct iovec *iov, int niov, unsigned flags);
+/* The same for metadata into one buffer; -EIO when all of it lies beyond the end. */
+MUST_CHECK int co_qcow2_meta_read(struct qcow2 *s, uint64_t host, uint64_t len, void *buf);
+MUST_CHECK int co_qcow2_meta_write(struct qcow2 *s, uint64_t host, uint64_t len, const void *buf);
+
+/* See to it that the file has @end bytes at least. Keeps ahead in larger steps. */
+MUST_CHECK int co_qcow2_host_grow(struct qcow2 *s, uint64_t end);
+/* On closing: give back what the file was kept ahead. */
+void co_qcow2_host_trim(struct qcow2 *s);
+
+/* ---- header.c ------------------------------------------------------------------------ */
+
+/* Before the first write: clear the autoclear features, which we do not keep up
+ * to date. 0 when writing is allowed; -EIO for a corrupt image. */
+MUST_CHECK int co_qcow2_begin_write(struct qcow2 *s);
+/* Stop writing, and set the corrupt bit in the file (version 3). Always -EIO. */
+MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s);
+/* Stop writing: what is in the file is not known any more. */
+void qcow2_stop_writing(struct qcow2 *s);
+
+/* Point the header at other tables. Not flushed. Suspend. */
+MUST_CHECK int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters);
+MUST_CHECK int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries);
+MUST_CHECK int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size);
+
+/* Whether the host range touches the header, a table or a refcount block. */
+bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len);
+
+/* ---- refcount.c ------------------------------------------------------------------------ */
+
+struct qcow2_space {
+    uint64_t host;               /* of the first cluster */
+    uint32_t n;                  /* clusters */
+    bool fresh;                  /* known to read as zero, never written */
+};
+
+/* Give a reference to up to @want free clusters in one piece (at least one); the
+ * file is long enough for them. */
+MUST_CHECK int co_qcow2_alloc(struct qcow2 *s, uint32_t want, struct qcow2_space *ret);
+/* Give up references. For clusters that no entry on disk can name: those of a
+ * failed allocation, or after their time of grace. */
+MUST_CHECK int co_qcow2_unref(struct qcow2 *s, uint64_t first, uint32_t n);
+MUST_CHECK int co_qcow2_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *ret);
+/* Write back what is dirty in the refcount cache (not the refcount table). */
+MUST_CHECK int co_qcow2_store_refcounts(struct qcow2 *s);
+extern const struct qcow2_cache_ops qcow2_refcount_cache_ops;
+
+/* ---- reftable.c ---------------------------------------------------------------------- */
+
+/* Make refcount block @block, and if need be a longer refcount table. */
+MUST_CHECK int co_qcow2_add_refblock(struct qcow2 *s, uint64_t block);
+/* Exactly @n clusters in one piece, for a table; never fresh. */
+MUST_CHECK int co_qcow2_alloc_table(struct qcow2 *s, uint32_t n, uint64_t *ret_host);
+
+/* ---- map.c ------------------------------------------------------------------------------- */
+
+struct qcow2_extent {
+    enum qcow2_kind kind;
+    bool copied;
+    uint64_t len;                /* guest bytes from the asked offset, > 0 */
+    uint64_t host;               /* NORMAL, ZERO_ALLOC: where the asked offset is */
+    struct qcow2_l2_entry entry; /* COMPRESSED; len ends with its cluster */
+};
+
+/* What maps the beginning of [off, off+len): the longest run of one kind (in one
+ * place, where it has one) that can be told without loading more than a slice. */
+MUST_CHECK int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len,
+                            struct qcow2_extent *ret);
+int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
+
+/* ---- l2.c -------------------------------------------------------------------------------- */
+
+/* Where the L2 entry of a guest cluster is. */
+struct qcow2_l2_place {
+    uint64_t slice;              /* host offset of the slice; 0: there is no table */
+    uint32_t index;              /* of the entry in the slice */
+};
+
+/* The slice with the entry of guest offset @off, in the cache, NULL if there is no
+ * L2 table. ret->... may be used until the next suspension. */
+MUST_CHECK int co_qcow2_l2_get(struct qcow2 *s, uint64_t off, const void **ret_slice,
+                               struct qcow2_l2_place *ret);
+/* The same for writing: makes the table, or a copy of one that is shared. The
+ * slice is in the cache, to be changed with qcow2_cache_modify at once. */
+MUST_CHECK int co_qcow2_l2_get_writable(struct qcow2 *s, uint64_t off,
+                                        struct qcow2_l2_place *ret);
+/* Give up the references that an entry, which is overwritten now, had. */
+void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punch);
+extern const struct qcow2_cache_ops qcow2_l2_cache_ops;
+
+/* ---- alloc.c ------------------------------------------------------------------------- */
+
+int co_qcow2_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                     unsigned flags);
+/* Write [off, off+len) step by step, whatever maps it. Inside a request. */
+MUST_CHECK int co_qcow2_write_run(struct qcow2 *s, uint64_t off, uint64_t len,
+                                  const struct iovec *iov, int niov, unsigned flags);
+/* Wait if guest cluster @first is claimed: true, look at everything again. Else *n
+ * is cut to the clusters from there on that no claim is on. */
+bool co_qcow2_wait_claim(struct qcow2 *s, uint64_t first, uint32_t *n);
+
+/* ---- cow.c ------------------------------------------------------------------------------- */
+
+/* A write of guest data to new host clusters, with what surrounds it. */
+struct qcow2_fill {
+    uint64_t off, len;           /* guest range of the data */
+    const struct iovec *iov;
+    int niov;
+    unsigned flags;
+    uint64_t host;               /* of the first cluster */
+    uint32_t n;                  /* clusters; [off, off+len) lies in them, and in each of them */
+    bool source_zero;            /* around the data the guest reads zeros now */
+    bool host_zero;              /* the host clusters read as zero now */
+};
+MUST_CHECK int co_qcow2_fill(struct qcow2 *s, const struct qcow2_fill *f);
+/* Whether it writes the data only: nothing around it. */
+bool qcow2_fill_is_plain(const struct qcow2 *s, const struct qcow2_fill *f);
+
+/* ---- io.c ------------------------------------------------------------------------------ */
+
+int co_qcow2_preadv(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
+                    unsigned flags);
+/* The same inside a request; past the end of the disk it must not reach. */
+MUST_CHECK int co_qcow2_read(struct qcow2 *s, uint64_t off, uint64_t len,
+                             const struct iovec *iov, int niov, unsigned flags);
+
+/* A request in several pieces that are under way together, at most
+ * LIMIT_QCOW2_PIECES of them. */
+struct qcow2_pieces {
+    struct qcow2 *s;
+    unsigned flags;
+    int (*co_run)(struct qcow2 *s, const struct qcow2_extent *e, uint64_t off, uint64_t len,
+                  const struct iovec *iov, int niov, unsigned flags);
+    unsigned running;
+    int result;                  /* of the first that failed */
+    struct waitq changed;
+};
+void qcow2_pieces_init(struct qcow2_pieces *p);
+/* Start the piece [off, off+len), whose data is [at, at+len) of @iov. */
+void co_qcow2_piece(struct qcow2_pieces *p, const struct qcow2_extent *e, uint64_t off,
+                    const struct iovec *iov, int niov, uint64_t at);
+MUST_CHECK int co_qcow2_pieces_wait(struct qcow2_pieces *p);
+
+/* ---- compress.c ---------------------------------------------------------------------- */
+
+/* Read [at, at+len) of the compressed cluster that @e describes. */
+MUST_CHECK int co_qcow2_read_compressed(struct qcow2 *s, const struct qcow2_l2_entry *e,
+                                        uint64_t at, uint64_t len, const struct iovec *iov,
+                                        int niov, unsigned flags);
+/* Forget what was unpacked from the host clusters, which are free now. */
+void qcow2_unpacker_drop(struct qcow2 *s, uint64_t first, uint32_t n);
+void qcow2_unpacker_free(struct qcow2_unpacker *u);
+
+/* ---- discard.c ----------------------------------------------------------------------- */
+
+int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len);
+/* Bytes that are zero, for data to write. */
+#define QCOW2_ZEROS_BYTES 65536
+extern const uint8_t qcow2_zeros[QCOW2_ZEROS_BYTES];
+
+/* Make what the guest reads in [off, off+len) zero, where no backing file may show. */
+MUST_CHECK int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len);
+
+/* ---- resize.c ------------------------------------------------------------------------ */
+
+bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err);
+
+/* ---- sync.c ------------------------------------------------------------------------------ */
+
+int co_qcow2_flush(struct node *n);
+/* Bring all metadata to the disk in the order of I-Q1 .. I-Q4. */
+MUST_CHECK int co_qcow2_sync(struct qcow2 *s);
+/* The same for a caller that holds sync_lock: what is in memory at the call is on
+ * the disk after it. */
+MUST_CHECK int co_qcow2_sync_locked(struct qcow2 *s);
+/* The same in the background, if much is dirty. Does not suspend. */
+void qcow2_sync_soon(struct qcow2 *s);
+/* Their references are given up once no entry on disk names them. Does not suspend. */
+void qcow2_drop_clusters(struct qcow2 *s, uint64_t first, uint32_t n, bool punch);
+/* Wait until nothing happens in the background. Not inside a request. */
+void co_qcow2_quiesce(struct qcow2 *s);
+
+/* A request that uses host offsets which it found in an L2 entry stands between
+ * these: a cluster is not given to another before every request has ended that
+ * began before its entry went (I-Q5). */
+static inline unsigned qcow2_enter(struct qcow2 *s)
+{
+    s->in_flight[s->epoch & 1]++;
+    return s->epoch & 1;
+}
+
+static inline void qcow2_leave(struct qcow2 *s, unsigned entered)
+{
+    if (--s->in_flight[entered] == 0 && !waitq_empty(&s->drained))
+        waitq_wake_all(&s->drained);
+}
+
+/* ---- backing.c ----------------------------------------------------------------------- */
+
+/* Open the backing file that the header names as the child "backing", as it names
+ * it: by its rules (image_dirs.h) and with the format that it says. */
+MUST_CHECK bool co_qcow2_open_named_backing(struct qcow2 *s, struct err *err);
+
+#endif

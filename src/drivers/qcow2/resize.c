@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Growing the virtual disk. What comes into sight must read as zero: the rest of
+ * the old last cluster, what the L2 table of the old end maps behind it, and what
+ * a longer backing file has there. The new size is written last, when the disk
+ * behind the old end is sound (I-Q7).
+ */
+#include "base/limits.h"
+#include "drivers/qcow2/qcow2.h"
+#include <inttypes.h>
+
+static uint32_t table_clusters(const struct qcow2 *s, uint64_t entries)
+{
+    return (uint32_t)div_round_up(entries * 8, s->cluster_size);
+}
+
+/* Write the entries @v of an L1 table of @n to @host. */
+static int co_write_l1(struct qcow2 *s, uint64_t host, const uint64_t *v, uint32_t n)
+{
+    CLEANUP(free) uint8_t *disk = malloc(n * 8ULL);
+
+    if (!disk)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n; i++)
+        qcow2_entry_set(disk, i, v[i]);
+    return co_qcow2_meta_write(s, host, n * 8ULL, disk);
+}
+
+/* Point the header to an L1 table of @n entries at @host. Under sync_lock, with
+ * room for them in memory. */
+static int co_publish_l1(struct qcow2 *s, uint64_t host, uint32_t n)
+{
+    CLEANUP(free) uint64_t *v = calloc(n, sizeof(*v));
+    int r;
+
+    if (!v)
+        return -ENOMEM;
+    /* What these entries name is on the disk before they are (I-Q3). Entries that
+     * are set meanwhile follow with the next write-back. */
+    memcpy(v, s->l1.v, s->l1.n * sizeof(*v));
+    r = co_qcow2_sync_locked(s);
+    if (r == 0)
+        r = co_write_l1(s, host, v, n);
+    if (r == 0)
+        r = co_node_flush(s->file);
+    if (r == 0)
+        r = qcow2_table_lengthen(&s->l1, n);
+    if (r < 0)
+        return r;
+    r = co_qcow2_write_l1_fields(s, host, n);
+    if (r == 0)
+        r = co_node_flush(s->file);
+    if (r < 0) {
+        qcow2_stop_writing(s);      /* which table counts is not known */
+        return r;
+    }
+    s->l1.off = host;
+    for (uint32_t i = 0; i < n; i++) {
+        if (s->l1.v[i] != v[i])
+            qcow2_table_set(&s->l1, i, s->l1.v[i]);
+    }
+    return 0;
+}
+
+static int co_lengthen_l1(struct qcow2 *s, uint32_t n)
+{
+    uint32_t old_clusters = table_clusters(s, s->l1.n), clusters = table_clusters(s, n);
+    uint64_t old = s->l1.off, host = old;
+    bool moves = clusters > old_clusters;
+    int r = 0;
+
+    if (moves)
+        r = co_qcow2_alloc_table(s, clusters, &host);
+    if (r < 0)
+        return r;
+    co_mutex_lock(&s->sync_lock);
+    r = co_publish_l1(s, host, n);
+    co_mutex_unlock(&s->sync_lock);
+    if (moves && s->write_ready) {
+        uint64_t unused = r < 0 ? host : old;
+        int ignored = co_qcow2_unref(s, unused >> s->geo.cluster_bits,
+                                     r < 0 ? clusters : old_clusters);
+
+        (void)ignored;              /* at worst they leak */
+    }
+    return r;
+}
+
+/* Zero what [old, size) would show. */
+static int co_zero_revealed(struct qcow2 *s, uint64_t old, uint64_t size)
+{
+    uint64_t per_table = 1ULL << (s->geo.cluster_bits + s->geo.l2_bits);
+    struct node *b = qcow2_backing(s);
+    uint64_t end = align_up(old, per_table);
+
+    if (b)
+        end = MAX(end, node_size(b));
+    end = MIN(end, size);
+    return old < end ? co_qcow2_zero_range(s, old, end - old) : 0;
+}
+
+static int co_set_size(struct qcow2 *s, uint64_t size)
+{
+    int r = co_qcow2_sync(s);
+
+    if (r == 0)
+        r = co_qcow2_write_size_field(s, size);
+    if (r == 0)
+        r = co_node_flush(s->file);
+    if (r == 0)
+        s->node->size = size;
+    return r;
+}
+
+bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err)
+{
+    struct qcow2 *s = n->state;
+    uint64_t entries = size <= INT64_MAX ? qcow2_l1_entries_for(size, s->geo.cluster_bits)
+                                         : UINT64_MAX;
+    int r;
+
+    if (size < n->size)
+        return err_set(err, -ENOTSUP, "qcow2 images cannot be made smaller");
+    if (size % 512)
+        return err_set(err, -EINVAL, "The new size must be a multiple of 512");
+    if (entries > LIMIT_QCOW2_L1_BYTES / 8)
+        return err_set(err, -EFBIG, "%" PRIu64 " bytes are too many for an image with clusters of "
+                       "%" PRIu64 " bytes", size, s->cluster_size);
+    if (s->geo.version < 3 && s->header.n_snapshots)
+        return err_set(err, -ENOTSUP, "Can't resize a version 2 image which has snapshots");
+    r = co_qcow2_begin_write(s);
+    if (r == 0 && entries > s->l1.n)
+        r = co_lengthen_l1(s, (uint32_t)entries);
+    if (r == 0 && size > n->size)
+        r = co_zero_revealed(s, n->size, size);
+    if (r == -ENOTSUP)
+        return err_set(err, r, "A version 2 image over a longer backing file cannot grow");
+    if (r == 0)
+        r = co_set_size(s, size);
+    return r == 0 || err_errno(err, r, "Failed to resize the image to %" PRIu64 " bytes", size);
+}

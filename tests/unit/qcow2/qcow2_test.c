@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What qcow2_test.h declares.
+ */
+#include "qcow2_test.h"
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char output[65536];
+
+static int vrun(const char *fmt, va_list ap)
+{
+    CLEANUP(free) char *command = xvasprintf(fmt, ap);
+    CLEANUP(free) char *all = xasprintf("cd %s && (%s) >output.txt 2>&1", test_dir(), command);
+    int status = system(all);
+    FILE *f = fopen(test_path("output.txt"), "r");
+
+    assert_non_null(f);
+    output[fread(output, 1, sizeof(output) - 1, f)] = 0;
+    fclose(f);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+int run(const char *fmt, ...)
+{
+    va_list ap;
+    int r;
+
+    va_start(ap, fmt);
+    r = vrun(fmt, ap);
+    va_end(ap);
+    return r;
+}
+
+void must_run(const char *fmt, ...)
+{
+    CLEANUP(free) char *command = NULL;
+    va_list ap;
+    int r;
+
+    va_start(ap, fmt);
+    command = xvasprintf(fmt, ap);
+    va_end(ap);
+    r = run("%s", command);
+    if (r != 0)
+        fail_msg("'%s' ended with %d:\n%s", command, r, output);
+}
+
+const char *run_output(void)
+{
+    return output;
+}
+
+void expect_clean(const char *image, bool leaks)
+{
+    int r = run("qemu-img check -f qcow2 %s", image);
+
+    /* qemu-img(1): 3 is "leaked clusters, but is not corrupted". */
+    if (r != 0 && !(leaks && r == 3))
+        fail_msg("qemu-img check %s ended with %d:\n%s", image, r, output);
+}
+
+void expect_same(const char *image, const char *raw)
+{
+    must_run("qemu-img compare -f qcow2 -F raw %s %s", image, raw);
+}
+
+void co_make_image(const char *name, const struct qcow2_create_opts *o)
+{
+    struct err err = ERR_INIT;
+    struct node *file;
+
+    make_file(test_path(name), 0);
+    file = co_test_open("{'driver': 'file', 'filename': '%s'}", test_path(name));
+    if (!co_qcow2_create(file, o, &err))
+        fail_msg("%s", err.text);
+    co_node_unref(file);
+}
+
+struct node *co_open_image(const char *name, const char *more)
+{
+    return co_test_open("{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': '%s'}%s}",
+                        test_path(name), more);
+}
