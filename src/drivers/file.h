@@ -62,5 +62,7 @@ void file_get_info(struct node *n, struct node_info *ret);
 
 /* host_device.c: the size and the smallest unit of a device. Blocks: for workers. */
 MUST_CHECK int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block);
+/* A write-protected device can be opened for writing all the same. */
+bool host_device_writable(int fd);
 
 #endif

@@ -85,6 +85,10 @@ static bool lock_and_measure(struct opening *j)
         return true;
     }
 
+    if (!j->read_only && !host_device_writable(j->fd))
+        return err_set(&j->err, -EACCES, "Could not open '%s': The device is not writable",
+                       j->filename);
+
     int r = host_device_probe(j->fd, &j->size, &j->request_align);
 
     if (r < 0)

@@ -21,6 +21,13 @@ int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block)
     return 0;
 }
 
+bool host_device_writable(int fd)
+{
+    int read_only = 0;
+
+    return ioctl(fd, BLKROGET, &read_only) < 0 || !read_only;
+}
+
 struct discarding {
     int fd;
     uint64_t range[2];      /* offset and length, as BLKDISCARD takes them */

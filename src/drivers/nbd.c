@@ -204,6 +204,13 @@ static bool state_init(struct nbd_state *s, struct node *n, const struct nbd_opt
     return true;
 }
 
+/* Whether a server that is about to start may cause such an error. */
+static bool may_pass(int code)
+{
+    return code == -ECONNREFUSED || code == -ENOENT || code == -EHOSTUNREACH ||
+           code == -ENETUNREACH || code == -ECONNRESET || code == -ETIMEDOUT;
+}
+
 /* One attempt, or as many as fit into open-timeout. */
 static bool co_first_connect(struct nbd_state *s, uint32_t open_timeout, struct nbd_connection *c,
                              struct err *err)
@@ -211,7 +218,7 @@ static bool co_first_connect(struct nbd_state *s, uint32_t open_timeout, struct 
     uint64_t until = loop_now() + open_timeout * NSEC_PER_SEC;
 
     while (!co_nbd_connect(s, loop_now() + LIMIT_NBD_CONNECT_NS, c, err)) {
-        if (loop_now() >= until)
+        if (!may_pass(err->code) || loop_now() >= until)
             return false;
         co_sleep_until(MIN(until, loop_now() + NSEC_PER_SEC / 4));
     }

@@ -6,6 +6,7 @@
 #include "drivers/nbd.h"
 #include "base/limits.h"
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 /* After a connection or an attempt at one has failed: doubling from the one to the
@@ -76,18 +77,26 @@ void nbd_link_check(struct nbd_state *s)
         co_poll_wake(&s->poll);
 }
 
+/* libnbd must not be told to read when there is nothing: it would take the call for
+ * the beginning of a reply and never be ready again. */
+static bool can_read(const struct nbd_state *s)
+{
+    int bytes = 0;
+
+    return (nbd_aio_get_direction(s->h) & LIBNBD_AIO_DIRECTION_READ) &&
+           ioctl(s->fd, FIONREAD, &bytes) == 0 && bytes > 0;
+}
+
 /* libnbd reads one reply a call; there are often many. */
 static void read_replies(struct nbd_state *s, short revents)
 {
-    unsigned before, left = REPLIES_A_TURN;
+    unsigned left = REPLIES_A_TURN;
 
     do {
-        before = s->n_in_flight;
         if (nbd_notify(s->h, revents) < 0)
             return;        /* dead: the direction tells */
         revents = POLLIN;
-    } while (s->n_in_flight < before && s->n_in_flight && --left &&
-             (nbd_aio_get_direction(s->h) & LIBNBD_AIO_DIRECTION_READ));
+    } while (--left && s->n_in_flight && can_read(s));
 }
 
 /* Until the connection is lost or the keeper is to stop. */

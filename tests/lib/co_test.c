@@ -6,10 +6,22 @@
 #include "base/mem.h"
 #include <stdio.h>
 
+static enum loop_engine engine = LOOP_ENGINE_AUTO;
+
+bool test_use_engine(const char *name)
+{
+    engine = strcmp(name, "pool") == 0 ? LOOP_ENGINE_POOL : LOOP_ENGINE_URING;
+
+    struct loop *loop = loop_new(engine, "probe", NULL);
+
+    loop_free(loop);
+    return loop != NULL;
+}
+
 static struct loop *new_loop(const char *name)
 {
     struct err err = ERR_INIT;
-    struct loop *loop = loop_new(LOOP_ENGINE_AUTO, name, &err);
+    struct loop *loop = loop_new(engine, name, &err);
 
     if (!loop)
         fail_msg("%s", err.text);

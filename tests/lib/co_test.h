@@ -16,6 +16,10 @@
 #include "block/graph.h"
 #include "loop/co_sync.h"
 
+/* For programs whose tests run with each engine: the loops made from now on use the
+ * one named "uring" or "pool". False when the kernel does not have it. */
+bool test_use_engine(const char *name);
+
 /* Run fn as a coroutine on a fresh loop. When it returns, whatever has been
  * posted to the loop is done still, and no node may be left. */
 void in_loop(void (*fn)(void));

@@ -5,7 +5,6 @@
 #include "drivers_test.h"
 #include <fcntl.h>
 #include <ftw.h>
-#include <signal.h>
 #include <unistd.h>
 
 #define SKIP 77   /* Meson's code for a skipped test */
@@ -13,66 +12,15 @@
 /* A test that hangs says so, rather than wait for the runner. */
 #define TEST_SECONDS 120
 
-static enum loop_engine engine;
 static char disk_dir[64], memory_dir[64];
-
-/* ---- loops ------------------------------------------------------------------------- */
-
-struct loop *test_loop_new(const char *name)
-{
-    struct err err = ERR_INIT;
-    struct loop *loop = loop_new(engine, name, &err);
-
-    if (!loop)
-        fail_msg("%s", err.text);
-    return loop;
-}
-
-static void body(void *arg)
-{
-    void (**fn)(void) = arg;
-
-    (*fn)();
-    loop_stop(loop_current());
-}
-
-static void start_body(void *arg)
-{
-    co_start(body, arg);
-}
-
-void in_loop(void (*fn)(void))
-{
-    struct loop *loop = test_loop_new("test");
-
-    loop_post(loop, start_body, &fn);
-    loop_run(loop);
-    loop_free(loop);
-}
-
-struct together {
-    void (*fn)(void *arg);
-    void *arg;
-    unsigned left;
-    struct co *waiter;
-};
-
-static void one_of_many(void *arg)
-{
-    struct together *t = arg;
-
-    t->fn(t->arg);
-    if (--t->left == 0)
-        co_wake(t->waiter);
-}
 
 void co_together(unsigned n, void (*fn)(void *arg), void *arg)
 {
-    struct together t = { fn, arg, n, co_self() };
+    struct crew crew = { 0 };
 
-    for (unsigned i = 0; i < n; i++)
-        co_start(one_of_many, &t);
-    co_suspend();
+    while (n--)
+        crew_start(&crew, fn, arg);
+    co_crew_wait(&crew);
 }
 
 /* ---- files --------------------------------------------------------------------------- */
@@ -148,49 +96,16 @@ void file_write(const char *path, uint64_t off, const void *buf, size_t len)
 
 /* ---- nodes ------------------------------------------------------------------------------ */
 
-static struct node *co_open_text(const char *fmt, va_list ap, struct err *err)
-{
-    CLEANUP(free) char *text = xvasprintf(fmt, ap);
-    struct err bad = ERR_INIT;
-
-    for (char *p = text; *p; p++) {
-        if (*p == '\'')
-            *p = '"';
-    }
-    json_t *json = schema_parse_json(text, strlen(text), &bad);
-
-    if (!json)
-        fail_msg("%s: %s", bad.text, text);
-
-    struct node *n = co_node_open(json, false, err);
-
-    json_decref(json);
-    return n;
-}
-
-struct node *co_open(const char *fmt, ...)
-{
-    struct err err = ERR_INIT;
-    va_list ap;
-
-    va_start(ap, fmt);
-    struct node *n = co_open_text(fmt, ap, &err);
-    va_end(ap);
-    if (!n)
-        fail_msg("%s", err.text);
-    return n;
-}
-
 void co_open_refused(const char *words, const char *fmt, ...)
 {
+    CLEANUP(free) char *text = NULL;
     struct err err = ERR_INIT;
     va_list ap;
 
     va_start(ap, fmt);
-    struct node *n = co_open_text(fmt, ap, &err);
+    text = xvasprintf(fmt, ap);
     va_end(ap);
-    assert_null(n);
-    assert_true(err.code < 0);
+    co_test_open_fails(&err, "%s", text);
     if (!strstr(err.text, words))
         fail_msg("'%s' does not say '%s'", err.text, words);
 }
@@ -222,37 +137,15 @@ struct block_status co_status(struct node *n, uint64_t off, uint64_t len)
     return st;
 }
 
-/* splitmix64 */
-uint64_t random_next(struct random *r)
-{
-    uint64_t z = r->state += 0x9e3779b97f4a7c15ULL;
-
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-    return z ^ (z >> 31);
-}
-
-uint64_t random_below(struct random *r, uint64_t n)
-{
-    return random_next(r) % n;
-}
-
 /* ---- main --------------------------------------------------------------------------------- */
 
 int drivers_test_main(int argc, char **argv, const char *group, const struct CMUnitTest *tests,
                       size_t n)
 {
-    struct err err = ERR_INIT;
-
-    engine = argc > 1 && strcmp(argv[1], "pool") == 0 ? LOOP_ENGINE_POOL : LOOP_ENGINE_URING;
-
-    struct loop *loop = loop_new(engine, "probe", &err);
-
-    if (!loop) {
-        fprintf(stderr, "%s\n", err.text);
+    if (argc > 1 && !test_use_engine(argv[1])) {
+        fprintf(stderr, "this kernel has no %s\n", argv[1]);
         return SKIP;
     }
-    loop_free(loop);
     snprintf(disk_dir, sizeof(disk_dir), "/var/tmp/stillpoint-XXXXXX");
     snprintf(memory_dir, sizeof(memory_dir), "/dev/shm/stillpoint-XXXXXX");
     if (!mkdtemp(disk_dir) || !mkdtemp(memory_dir)) {

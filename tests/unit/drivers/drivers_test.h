@@ -1,29 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Help for the tests of the drivers. Each program runs with one engine, named as
- * its argument; a test body is a coroutine on a fresh loop.
+ * its argument (none: the default); a test body is a coroutine on a fresh loop.
  */
 #ifndef TESTS_DRIVERS_TEST_H
 #define TESTS_DRIVERS_TEST_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-
-#include <cmocka.h>
+#include "co_test.h"
 
 #include "base/iov.h"
 #include "base/mem.h"
-#include "block/graph.h"
 #include "drivers/drivers.h"
 #include "loop/co_io.h"
 
-/* A fresh loop with the engine under test. */
-struct loop *test_loop_new(const char *name);
-/* Run fn as a coroutine on a fresh loop; stop and free it when fn returns. */
-void in_loop(void (*fn)(void));
+#include <inttypes.h>
+#include <stdio.h>
 
 /* Start fn(arg) @n times at once and wait until all have returned. Coroutine. */
 void co_together(unsigned n, void (*fn)(void *arg), void *arg);
@@ -41,22 +32,13 @@ void make_file(const char *path, uint64_t size);
 void file_read(const char *path, uint64_t off, void *buf, size_t len);
 void file_write(const char *path, uint64_t off, const void *buf, size_t len);
 
-/* Open a node from JSON in which ' stands for ". A failure fails the test. Coroutine. */
-struct node *co_open(const char *fmt, ...) PRINTF_LIKE(1, 2);
-/* The same for options that must be refused with a text that contains @words. */
+/* Options (as for co_test_open) that must be refused with a text that has @words. */
 void co_open_refused(const char *words, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /* Requests that must succeed. */
 void co_fill(struct node *n, uint64_t off, uint64_t len, unsigned char byte);
 void co_expect(struct node *n, uint64_t off, uint64_t len, unsigned char byte);
 struct block_status co_status(struct node *n, uint64_t off, uint64_t len);
-
-/* Random numbers that repeat. */
-struct random {
-    uint64_t state;
-};
-uint64_t random_next(struct random *r);
-uint64_t random_below(struct random *r, uint64_t n);
 
 int drivers_test_main(int argc, char **argv, const char *group, const struct CMUnitTest *tests,
                       size_t n);

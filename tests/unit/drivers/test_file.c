@@ -5,7 +5,6 @@
  */
 #include "drivers_test.h"
 #include <fcntl.h>
-#include <inttypes.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,7 +28,7 @@ static void co_everywhere(void (*fn)(struct node *n, const char *path))
     for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
         make_file(places[i].path, SIZE);
 
-        struct node *n = co_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'%s}",
+        struct node *n = co_test_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'%s}",
                                  places[i].path, places[i].more);
 
         fn(n, places[i].path);
@@ -41,18 +40,18 @@ static void co_random_model(struct node *n, const char *path)
 {
     CLEANUP(free) unsigned char *model = xzalloc(SIZE);
     CLEANUP(free) unsigned char *buf = xmalloc(SIZE);
-    struct random rnd = { 7 };
+    uint64_t rnd = 7;
 
     for (int i = 0; i < 300; i++) {
-        uint64_t off = random_below(&rnd, SIZE - 1);
-        uint64_t len = 1 + random_below(&rnd, MIN(SIZE - off, 300 * KiB));
-        unsigned flags = random_below(&rnd, 8) ? 0 : REQ_FUA;
+        uint64_t off = test_random(&rnd, SIZE - 1);
+        uint64_t len = 1 + test_random(&rnd, MIN(SIZE - off, 300 * KiB));
+        unsigned flags = test_random(&rnd, 8) ? 0 : REQ_FUA;
 
-        if (random_below(&rnd, 2))
+        if (test_random(&rnd, 2))
             flags |= REQ_BULK;
-        switch (random_below(&rnd, 4)) {
+        switch (test_random(&rnd, 4)) {
         case 0:
-            flags |= random_below(&rnd, 2) ? REQ_MAY_UNMAP : 0;
+            flags |= test_random(&rnd, 2) ? REQ_MAY_UNMAP : 0;
             assert_int_equal(co_node_write_zeroes(n, off, len, flags), 0);
             memset(model + off, 0, len);
             break;
@@ -140,7 +139,7 @@ CO_TEST(zeroing_without_unmap_keeps_space)
     struct node *n;
 
     make_file(path, SIZE);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'}", path);
     co_fill(n, 0, SIZE, 0xaa);
     assert_int_equal(co_node_write_zeroes(n, 0, SIZE, 0), 0);
     co_expect(n, 0, SIZE, 0);
@@ -156,7 +155,7 @@ CO_TEST(a_fast_zero_that_cannot_be_done_is_refused_and_the_slow_one_works)
     struct node *n;
 
     make_file(path, SIZE);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap'}", path);
     co_fill(n, 0, SIZE, 0xaa);
     assert_int_equal(co_node_write_zeroes(n, 0, MiB, REQ_NO_FALLBACK), -ENOTSUP);
     assert_int_equal(co_node_write_zeroes(n, 0, MiB, 0), 0);
@@ -172,17 +171,17 @@ CO_TEST(status_tells_data_from_holes)
     enum { UNIT = 64 * 1024, UNITS = 1024 };
     CLEANUP(free) unsigned char *data = xmalloc(UNIT);
     bool is_data[UNITS];
-    struct random rnd = { 11 };
+    uint64_t rnd = 11;
     struct node *n;
 
     memset(data, 0x55, UNIT);
     make_file(path, UNITS * UNIT);
     for (int i = 0; i < UNITS; i++) {
-        is_data[i] = random_below(&rnd, 2);
+        is_data[i] = test_random(&rnd, 2);
         if (is_data[i])
             file_write(path, (uint64_t)i * UNIT, data, UNIT);
     }
-    n = co_open("{'driver': 'file', 'filename': '%s'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s'}", path);
     for (uint64_t off = 0; off < n->size;) {
         struct block_status st = co_status(n, off, n->size - off);
         unsigned flags = is_data[off / UNIT] ? STATUS_DATA : STATUS_ZERO;
@@ -230,7 +229,7 @@ struct race {
     struct node *n;
     bool written[RACE_UNITS];
     unsigned started, writers;
-    struct random rnd;
+    uint64_t rnd;
     uint64_t asked;
 };
 
@@ -240,7 +239,7 @@ static void co_race_write(struct race *r)
     static const unsigned char data[RACE_UNIT] = { 1 };
 
     for (int i = 0; i < 150; i++) {
-        uint64_t unit = random_below(&r->rnd, RACE_UNITS);
+        uint64_t unit = test_random(&r->rnd, RACE_UNITS);
 
         assert_int_equal(co_node_pwrite(r->n, unit * RACE_UNIT, RACE_UNIT, data, REQ_BULK), 0);
         r->written[unit] = true;
@@ -277,7 +276,7 @@ static void co_race(struct node *n, const char *path)
     struct race *r = xnew(struct race);
 
     r->n = n;
-    r->rnd.state = 3;
+    r->rnd = 3;
     r->writers = RACE_WRITERS;
     co_together(2 * RACE_WRITERS, co_racer, r);
     assert_true(r->asked > 0);
@@ -297,7 +296,7 @@ CO_TEST(resizing_grows_and_shrinks)
     struct node *n;
 
     make_file(path, MiB);
-    n = co_open("{'driver': 'file', 'filename': '%s'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s'}", path);
     co_fill(n, 0, MiB, 1);
     assert_true(co_node_resize(n, 3 * MiB, &err));
     assert_int_equal(n->size, 3 * MiB);
@@ -320,7 +319,7 @@ CO_TEST(a_file_that_others_made_shorter_gives_eio)
     struct node *n;
 
     make_file(path, MiB);
-    n = co_open("{'driver': 'file', 'filename': '%s'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s'}", path);
     assert_int_equal(truncate(path, 4096 + 100), 0);
     assert_int_equal(co_node_pread(n, 4096, 512, buf, 0), -EIO);
     assert_int_equal(co_node_pread(n, 8192, 512, buf, 0), -EIO);
@@ -339,7 +338,7 @@ CO_TEST(direct_io_on_a_file_of_any_length_keeps_its_length)
     struct node *n;
 
     make_file(path, size);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap',"
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'discard': 'unmap',"
                 " 'cache': {'direct': true}}", path);
     assert_true(n->limits.request_align >= 512);
     assert_int_equal(n->size, size);
@@ -369,7 +368,7 @@ CO_TEST(direct_io_takes_buffers_of_any_alignment)
     struct node *n;
 
     make_file(path, MiB);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'cache': {'direct': true}}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'cache': {'direct': true}}", path);
     memset(buf, 0x33, MiB + 1);
     iov[0] = (struct iovec){ buf + 1, 1000 };
     iov[1] = (struct iovec){ buf + 3001, 64 * KiB - 1000 };
@@ -390,18 +389,18 @@ CO_TEST(a_file_in_use_is_refused_unless_locking_is_off_or_it_is_shared)
     struct node *n, *other;
 
     make_file(path, MiB);
-    n = co_open("{'driver': 'file', 'filename': '%s'}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s'}", path);
     co_open_refused("lock", "{'driver': 'file', 'filename': '%s'}", path);
     co_open_refused("lock", "{'driver': 'file', 'filename': '%s', 'read-only': true}", path);
-    other = co_open("{'driver': 'file', 'filename': '%s', 'locking': 'off'}", path);
+    other = co_test_open("{'driver': 'file', 'filename': '%s', 'locking': 'off'}", path);
     assert_true(node_shares_storage(n, other));
     co_node_unref(other);
-    other = co_open("{'driver': 'file', 'filename': '%s', 'read-only': true,"
+    other = co_test_open("{'driver': 'file', 'filename': '%s', 'read-only': true,"
                     " 'force-share': true}", path);
     co_node_unref(other);
     co_node_unref(n);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'read-only': true}", path);
-    other = co_open("{'driver': 'file', 'filename': '%s', 'read-only': true}", path);
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'read-only': true}", path);
+    other = co_test_open("{'driver': 'file', 'filename': '%s', 'read-only': true}", path);
     co_node_unref(other);
     co_node_unref(n);
 }
@@ -434,7 +433,7 @@ CO_TEST(options_are_checked_and_those_without_effect_accepted)
     co_open_refused("does not accept value", "{'driver': 'file', 'filename': '%s', 'aio': 'x'}",
                     path);
     co_open_refused("unexpected", "{'driver': 'file', 'filename': '%s', 'pr-manager': 'x'}", path);
-    n = co_open("{'driver': 'file', 'filename': '%s', 'aio': 'io_uring', 'aio-max-batch': 32,"
+    n = co_test_open("{'driver': 'file', 'filename': '%s', 'aio': 'io_uring', 'aio-max-batch': 32,"
                 " 'drop-cache': false, 'x-check-cache-dropped': true, 'locking': 'auto'}", path);
     co_node_unref(n);
 }
