@@ -7,6 +7,7 @@
 #include "app/human.h"
 #include "base/mem.h"
 #include "base/strbuf.h"
+#include "drivers/image_dirs.h"
 #include <getopt.h>
 #include <stdio.h>
 
@@ -70,6 +71,20 @@ int cli_end_output(const char *command)
     if (fflush(stdout) != 0 || ferror(stdout))
         return cli_failf(command, "cannot write to standard output: %s", strerror(errno));
     return EXIT_OK;
+}
+
+bool cli_allow_image_dirs(const struct cli_list *dirs, struct err *err)
+{
+    for (size_t i = 0; i < dirs->n; i++) {
+        if (!image_dirs_allow(dirs->items[i], err))
+            return false;
+    }
+    return true;
+}
+
+int cli_no_control(const char *command)
+{
+    return cli_misuse(command, "which daemon? Say --control PATH, or set $" CONTROL_VARIABLE);
 }
 
 const char *cli_control(const char *given)
@@ -142,21 +157,31 @@ static void print_help(const struct cli_command *c)
 
 /* ---- values ------------------------------------------------------------------------ */
 
-static bool parse_number(const struct cli_option *o, const char *text, struct err *err)
+static bool parse_number(const char *text, uint64_t *ret, struct err *err)
 {
-    uint64_t max = o->max ? o->max : UINT64_MAX, v;
     char *end;
 
     errno = 0;
-    v = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end || errno || v > max) {
-        if (o->max)
-            return err_set(err, -EINVAL, "--%s wants a number up to %llu, not '%s'", o->name,
-                           (unsigned long long)max, text);
-        return err_set(err, -EINVAL, "--%s wants a number, not '%s'", o->name, text);
-    }
-    *(uint64_t *)o->to = v;
+    *ret = strtoull(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno)
+        return err_set(err, -EINVAL, "'%s' is not a number", text);
     return true;
+}
+
+static bool parse_quantity(const struct cli_option *o, const char *text, struct err *err)
+{
+    uint64_t v;
+    bool ok = o->kind == CLI_SIZE ? schema_parse_size(text, &v, err)
+            : o->kind == CLI_RATE ? human_parse_rate(text, &v, err)
+                                  : parse_number(text, &v, err);
+
+    if (ok && o->max && v > o->max)
+        ok = err_set(err, -ERANGE, "'%s' is more than %llu", text, (unsigned long long)o->max);
+    if (ok)
+        *(uint64_t *)o->to = v;
+    else
+        err_prefix(err, "--%s: ", o->name);
+    return ok;
 }
 
 static bool parse_choice(const struct cli_option *o, const char *text, struct err *err)
@@ -186,18 +211,15 @@ static bool take_option(const struct cli_option *o, const char *text, struct err
         *(const char **)o->to = text;
         return true;
     case CLI_LIST:
-        list->items = xrealloc(list->items, (list->n + 1) * sizeof(*list->items));
+        if (list->n == CLI_LIST_MAX)
+            return err_set(err, -E2BIG, "--%s may be given %d times at most", o->name,
+                           CLI_LIST_MAX);
         list->items[list->n++] = text;
         return true;
     case CLI_SIZE:
     case CLI_RATE:
-        if (!(o->kind == CLI_SIZE ? schema_parse_size : human_parse_rate)(text, o->to, err)) {
-            err_prefix(err, "--%s: ", o->name);
-            return false;
-        }
-        return true;
     case CLI_NUMBER:
-        return parse_number(o, text, err);
+        return parse_quantity(o, text, err);
     case CLI_CHOICE:
         return parse_choice(o, text, err);
     }

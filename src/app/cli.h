@@ -17,12 +17,14 @@ enum cli_kind {
     CLI_LIST,      /* struct cli_list: may be given several times */
     CLI_SIZE,      /* uint64_t, bytes: "20G", "64k" */
     CLI_RATE,      /* uint64_t, bytes a second: a size, "/s" may follow */
-    CLI_NUMBER,    /* uint64_t, up to .max */
+    CLI_NUMBER,    /* uint64_t */
     CLI_CHOICE,    /* int: index into .choices */
 };
 
+#define CLI_LIST_MAX 64
+
 struct cli_list {
-    const char **items;      /* freed by nobody: it lives as long as the command */
+    const char *items[CLI_LIST_MAX];   /* argv's */
     size_t n;
 };
 
@@ -35,7 +37,7 @@ struct cli_option {
     const char *value;       /* what --help calls the value; not for flags */
     const char *help;
     const char *const *choices;   /* NULL-terminated */
-    uint64_t max;            /* CLI_NUMBER; 0: no bound */
+    uint64_t max;            /* of a size, rate or number; 0: no bound */
 };
 
 struct cli_command {
@@ -65,6 +67,17 @@ int cli_put_json(const char *command, json_t *json);
 /* See standard output to its end; a command that has written to it returns this,
  * so that a full disk or a closed pipe is not taken for success. */
 int cli_end_output(const char *command);
+
+/* The option --image-dir, for every command that opens chains. */
+#define CLI_IMAGE_DIR(list) \
+    { "image-dir", 0, CLI_LIST, list, "DIR", \
+      "images may name backing files below it, not only below their own directory" }
+
+/* Let images name backing files below these directories. Before there are loops. */
+MUST_CHECK bool cli_allow_image_dirs(const struct cli_list *dirs, struct err *err);
+
+/* Tell that a control socket is needed; gives EXIT_USAGE. */
+int cli_no_control(const char *command);
 
 /* The control socket: @given, or what $STILLPOINT_CONTROL says, or NULL. */
 const char *cli_control(const char *given);

@@ -168,6 +168,7 @@ static int co_compare(void *arg)
 int cmd_compare(int argc, char **argv)
 {
     struct compare_command c = { .err = ERR_INIT };
+    struct cli_list image_dirs = { 0 };
     bool force_share = false;
     const struct cli_option options[] = {
         { "format-a", 'f', CLI_TEXT, &c.a.open.format, "FORMAT",
@@ -177,6 +178,7 @@ int cmd_compare(int argc, char **argv)
           "sizes and what is allocated must be equal too" },
         { "force-share", 'U', CLI_FLAG, &force_share, NULL,
           "although another process may be writing them" },
+        CLI_IMAGE_DIR(&image_dirs),
         { 0 },
     };
     const struct cli_command command = {
@@ -193,7 +195,7 @@ int cmd_compare(int argc, char **argv)
     c.a.open.name = argv[first];
     c.b.open.name = argv[first + 1];
     c.a.open.force_share = c.b.open.force_share = force_share;
-    if (offline_run(co_compare, &c, &c.err) < 0) {
+    if (!cli_allow_image_dirs(&image_dirs, &c.err) || offline_run(co_compare, &c, &c.err) < 0) {
         cli_fail(command.name, &c.err);
         return CANNOT_TELL;
     }

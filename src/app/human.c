@@ -9,7 +9,7 @@
 
 char *human_size(uint64_t bytes, char buf[static HUMAN_TEXT])
 {
-    static const char units[][4] = { "", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei" };
+    static const char *const units[] = { "", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei" };
     double v = (double)bytes;
     unsigned u = 0;
 

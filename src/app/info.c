@@ -9,10 +9,12 @@
 #include "app/offline.h"
 #include "base/limits.h"
 #include "base/mem.h"
+#include "drivers/image_dirs.h"
 #include <stdio.h>
 
 struct info_command {
     struct offline_open open;
+    struct cli_list image_dirs;
     bool json, chain;
     json_t *list;              /* of ImageInfo */
     struct err err;
@@ -28,12 +30,27 @@ static void add_backing(json_t *info, const char *name, const struct node_info *
         json_object_set_new(info, "backing-filename-format", schema_json_str(ni->backing_format));
 }
 
+/* What an image names is looked into only where images may name files. */
+static bool may_follow(struct info_command *c, const char *name, const struct node_info *ni)
+{
+    CLEANUP(free) char *path = NULL;
+
+    if (image_name_is_uri(name) || image_name_is_uri(ni->backing_file))
+        return err_set(&c->err, -EPERM, "'%s' names the backing file '%s', which is not followed: "
+                       "leave out --chain", name, ni->backing_file);
+    path = image_dirs_resolve(name, ni->backing_file, &c->err);
+    if (!path)
+        err_prefix(&c->err, "'%s': ", name);
+    return path != NULL;
+}
+
 /* Describe one image, without those below it. *ret_next: the one below (NULL: none), to be
  * freed, and *ret_next_format. */
 static bool co_add_image(struct info_command *c, const struct offline_open *o, char **ret_next,
                          char **ret_next_format)
 {
     struct node *n = co_offline_open(o, &c->err);
+    bool ok = true;
 
     if (!n)
         return false;
@@ -51,15 +68,15 @@ static bool co_add_image(struct info_command *c, const struct offline_open *o, c
         json_object_set_new(info, "actual-size", json_integer((json_int_t)ni->allocated));
     if (specific)
         json_object_set_new(info, "format-specific", specific);
-    *ret_next = *ret_next_format = NULL;
     if (*ni->backing_file) {
         add_backing(info, o->name, ni);
         *ret_next = image_path_beside(o->name, ni->backing_file);
         *ret_next_format = *ni->backing_format ? xstrdup(ni->backing_format) : NULL;
+        ok = !c->chain || may_follow(c, o->name, ni);
     }
     json_array_append_new(c->list, info);
     co_node_unref(n);
-    return true;
+    return ok;
 }
 
 static int co_info(void *arg)
@@ -70,19 +87,21 @@ static int co_info(void *arg)
 
     o.no_backing = true;
     for (unsigned depth = 0;; depth++) {
-        char *next, *next_format;
+        char *next = NULL, *next_format = NULL;
 
         if (depth > LIMIT_CHAIN_DEPTH) {
             err_set(&c->err, -ELOOP, "'%s': more than %u images stand on each other, or one on "
                     "itself", c->open.name, LIMIT_CHAIN_DEPTH);
             return -ELOOP;
         }
-        if (!co_add_image(c, &o, &next, &next_format))
-            return c->err.code;
+        bool ok = co_add_image(c, &o, &next, &next_format);
+
         free(name);
         free(format);
         name = next;
         format = next_format;
+        if (!ok)
+            return c->err.code;
         if (!c->chain || !name)
             return 0;
         o.name = name;
@@ -156,6 +175,7 @@ int cmd_info(int argc, char **argv)
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img info --output=json" },
         { "force-share", 'U', CLI_FLAG, &c.open.force_share, NULL,
           "although another process may be writing it" },
+        CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },
     };
     const struct cli_command command = {
@@ -171,7 +191,7 @@ int cmd_info(int argc, char **argv)
 
     CLEANUP(json_decref) json_t *list = c.list;
 
-    if (offline_run(co_info, &c, &c.err) < 0)
+    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) || offline_run(co_info, &c, &c.err) < 0)
         return cli_fail(command.name, &c.err);
     if (c.json)
         return cli_put_json(command.name, json_incref(c.chain ? list : json_array_get(list, 0)));

@@ -12,6 +12,18 @@ struct command {
 };
 
 static const struct command commands[] = {
+    { "serve", "put disks on line over NBD", cmd_serve },
+    { "backup", "back up a disk as it stands now", cmd_backup },
+    { "jobs", "list the jobs of a daemon", cmd_jobs },
+    { "cancel", "cancel a job", cmd_cancel },
+    { "pause", "pause a job", cmd_pause },
+    { "resume", "let a paused job go on", cmd_resume },
+    { "complete", "end a backup with sync=none", cmd_complete },
+    { "set-speed", "limit the speed of a job", cmd_set_speed },
+    { "create", "make a new image", cmd_create },
+    { "info", "say what an image is", cmd_info },
+    { "map", "show where the bytes of an image are", cmd_map },
+    { "compare", "tell whether two images read the same", cmd_compare },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };
 

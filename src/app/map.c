@@ -17,6 +17,7 @@ struct map_entry {
 
 struct map_command {
     struct offline_open open;
+    struct cli_list image_dirs;
     bool json;
     bool first;                /* nothing was printed yet */
     struct err err;
@@ -135,6 +136,7 @@ int cmd_map(int argc, char **argv)
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img map --output=json" },
         { "force-share", 'U', CLI_FLAG, &c.open.force_share, NULL,
           "although another process may be writing it" },
+        CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },
     };
     const struct cli_command command = {
@@ -148,7 +150,7 @@ int cmd_map(int argc, char **argv)
     if (!cli_parse(&command, argc, argv, &first, &status))
         return status;
     c.open.name = argv[first];
-    if (offline_run(co_map, &c, &c.err) < 0)
+    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) || offline_run(co_map, &c, &c.err) < 0)
         return cli_fail(command.name, &c.err);
     return cli_end_output(command.name);
 }

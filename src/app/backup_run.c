@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Watching a backup job over QMP.
+ */
+#include "app/backup_run.h"
+#include "loop/loop.h"
+#include <stdio.h>
+
+bool backup_run_start(struct backup_run *r, json_t *args)
+{
+    if (r->interrupt->count) {
+        json_decref(args);
+        return err_set(&r->err, -EINTR, "Interrupted");
+    }
+    r->started = qmp_client_execute(r->client, "drive-backup", args, NULL, &r->err);
+    return r->started;
+}
+
+/* ---- Ctrl-C ------------------------------------------------------------------------- */
+
+static bool order(struct backup_run *r, const char *command, json_t *args)
+{
+    struct err err = ERR_INIT;
+
+    if (qmp_client_execute(r->client, command, args, NULL, &err))
+        return true;
+    progress_clear(r->progress);
+    fprintf(stderr, "stillpoint backup: %s\n", err.text);
+    return false;
+}
+
+/* Pass one more interrupt on. False: the user has had enough. */
+static bool pass_interrupt(struct backup_run *r)
+{
+    r->asked++;
+    if (r->open_ended && r->asked == 1) {
+        r->note = "finishing; Ctrl-C again cancels";
+        if (order(r, "block-job-complete", json_pack("{s:s}", "device", r->job)))
+            return true;
+        r->asked++;
+    }
+    if (r->asked == 1 + (unsigned)r->open_ended) {
+        r->note = "cancelling; Ctrl-C again does not wait for it";
+        (void)order(r, "block-job-cancel",
+                    json_pack("{s:s, s:b}", "device", r->job, "force", 1));
+        return true;
+    }
+    return false;
+}
+
+/* ---- how far, and how it ends ---------------------------------------------------------- */
+
+static uint64_t bytes_of(const json_t *o, const char *key)
+{
+    json_int_t v = json_integer_value(json_object_get(o, key));
+
+    return v > 0 ? (uint64_t)v : 0;
+}
+
+static bool is_ours(const struct backup_run *r, const json_t *o)
+{
+    const char *device = json_string_value(json_object_get(o, "device"));
+
+    return device && strcmp(device, r->job) == 0;
+}
+
+static void show(struct backup_run *r, const json_t *job)
+{
+    struct progress_state s;
+
+    r->current = bytes_of(job, "offset");
+    r->total = bytes_of(job, "len");
+    s = (struct progress_state){ .current = r->current, .total = r->total, .note = r->note };
+    if (!s.note && json_is_true(json_object_get(job, "paused")))
+        s.note = "paused";
+    progress_update(r->progress, &s, loop_now());
+}
+
+/* Ask for the job and show it. False: the connection is of no use any more. */
+static bool ask_and_show(struct backup_run *r)
+{
+    CLEANUP(json_decref) json_t *jobs = NULL;
+    struct err err = ERR_INIT;
+    json_t *job;
+    size_t i;
+
+    if (!qmp_client_execute(r->client, "query-block-jobs", NULL, &jobs, &err)) {
+        if (err.code != -ECONNRESET)
+            r->note = "the daemon does not answer";
+        else
+            r->err = err;
+        r->progress->next = loop_now() + NSEC_PER_SEC;
+        return err.code != -ECONNRESET;
+    }
+    json_array_foreach(jobs, i, job) {
+        if (is_ours(r, job)) {
+            show(r, job);
+            return true;
+        }
+    }
+    /* Its last event is on the way. */
+    r->progress->next = loop_now() + NSEC_PER_SEC;
+    return true;
+}
+
+static enum backup_end completed(struct backup_run *r, const json_t *data)
+{
+    const char *error = json_string_value(json_object_get(data, "error"));
+
+    r->current = bytes_of(data, "offset");
+    r->total = bytes_of(data, "len");
+    if (!error)
+        return BACKUP_END_DONE;
+    err_set(&r->err, -EIO, "%s", error);
+    return BACKUP_END_FAILED;
+}
+
+/* Whether @event is the end of the job. */
+static bool is_end(struct backup_run *r, const json_t *event, enum backup_end *ret)
+{
+    const char *name = json_string_value(json_object_get(event, "event"));
+    const json_t *data = json_object_get(event, "data");
+
+    if (name && strcmp(name, "SHUTDOWN") == 0)
+        r->shut_down = true;
+    if (!name || !is_ours(r, data))
+        return false;
+    if (strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
+        *ret = completed(r, data);
+        return true;
+    }
+    if (strcmp(name, "BLOCK_JOB_CANCELLED") != 0)
+        return false;
+    *ret = BACKUP_END_CANCELLED;
+    if (r->shut_down && !r->asked) {
+        err_set(&r->err, -ESHUTDOWN, "The daemon was ended during the backup");
+        *ret = BACKUP_END_FAILED;
+    }
+    return true;
+}
+
+enum backup_end backup_run_wait(struct backup_run *r)
+{
+    enum backup_end end;
+
+    for (;;) {
+        json_t *event;
+
+        /* Also one that came while an answer was waited for. */
+        if (r->interrupt->count > r->asked) {
+            if (!pass_interrupt(r))
+                return BACKUP_END_GIVEN_UP;
+            continue;
+        }
+        switch (qmp_client_wait(r->client, r->progress->next, &event, &r->err)) {
+        case QMP_WAIT_GONE:
+            return BACKUP_END_FAILED;
+        case QMP_WAIT_INTERRUPT:
+            break;
+        case QMP_WAIT_TIMEOUT:
+            if (!ask_and_show(r))
+                return BACKUP_END_FAILED;
+            break;
+        case QMP_WAIT_EVENT: {
+            bool over = is_end(r, event, &end);
+
+            json_decref(event);
+            if (over)
+                return end;
+            break;
+        }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * stillpoint create: a new image, empty or standing on another.
+ */
+#include "app/cli.h"
+#include "app/human.h"
+#include "app/image_name.h"
+#include "app/offline.h"
+#include "base/mem.h"
+#include "drivers/qcow2/create.h"
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *const formats[] = { "raw", "qcow2", NULL };
+static const char *const compats[] = { "0.10", "1.1", NULL };
+enum { COMPAT_0_10, COMPAT_1_1 };
+
+struct create_command {
+    const char *path, *backing;
+    int format, backing_format;    /* -1: by the name */
+    int compat;                    /* -1: not given */
+    uint64_t size;                 /* bytes; UINT64_MAX: the backing file's */
+    uint64_t cluster_size, refcount_bits;
+    bool force, created;
+    struct err err;
+};
+
+/* ---- the backing file ---------------------------------------------------------------------- */
+
+/* See that the backing file can be opened as what it is said to be, so that the
+ * new image can be, and how large it is. */
+static bool co_look_at_backing(struct create_command *c, uint64_t *ret_size)
+{
+    CLEANUP(free) char *path = image_path_beside(c->path, c->backing);
+    const struct offline_open o = {
+        .name = path, .format = c->backing_format < 0 ? NULL : formats[c->backing_format],
+        .no_backing = true, .force_share = true,
+    };
+    struct node *n = co_offline_open(&o, &c->err);
+
+    if (!n) {
+        err_prefix(&c->err, "The backing file: ");
+        return false;
+    }
+    *ret_size = node_size(n);
+    co_node_unref(n);
+    return true;
+}
+
+/* ---- the file -------------------------------------------------------------------------------- */
+
+static bool make_file(struct create_command *c)
+{
+    int fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    struct stat st;
+
+    c->created = fd >= 0;
+    if (fd >= 0) {
+        close(fd);
+        return true;
+    }
+    if (errno != EEXIST)
+        return err_errno(&c->err, -errno, "Cannot create '%s'", c->path);
+    if (stat(c->path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return err_set(&c->err, -EINVAL, "'%s' is neither a file nor a block device", c->path);
+    if (!c->force)
+        return err_set(&c->err, -EEXIST, "'%s' exists: choose another name, or overwrite it with "
+                       "--force", c->path);
+    return true;
+}
+
+/* The file itself, for us alone. */
+static struct node *co_open_alone(struct create_command *c)
+{
+    const struct open_file_opts o = {
+        .filename = c->path, .format = protocol_for_filename(c->path),
+    };
+    struct node *n = co_node_open_file(&o, &c->err);
+
+    if (!n && c->err.code == -EAGAIN)
+        err_set(&c->err, -EAGAIN, "'%s' is open in another process: end that first", c->path);
+    return n;
+}
+
+static bool co_make_raw(struct create_command *c, struct node *file)
+{
+    if (strcmp(node_driver_name(file), "file") != 0)
+        return err_set(&c->err, -EINVAL, "'%s' is as large as it is: there is nothing to create",
+                       c->path);
+    /* Cut first, so that no old content is left. */
+    return co_node_resize(file, 0, &c->err) && co_node_resize(file, c->size, &c->err);
+}
+
+static bool co_make_qcow2(struct create_command *c, struct node *file)
+{
+    const struct qcow2_create_opts o = {
+        .size = c->size,
+        .cluster_size = (uint32_t)c->cluster_size,
+        .version = c->compat < 0 ? 0 : c->compat == COMPAT_0_10 ? 2 : 3,
+        .refcount_bits = (uint32_t)c->refcount_bits,
+        .backing_file = c->backing,
+        .backing_format = c->backing ? formats[c->backing_format] : NULL,
+    };
+
+    return co_qcow2_create(file, &o, &c->err);
+}
+
+static bool co_make_image(struct create_command *c)
+{
+    bool qcow2 = strcmp(formats[c->format], "qcow2") == 0;
+    struct node *file = co_open_alone(c);
+
+    if (!file)
+        return false;
+
+    bool ok = (qcow2 ? co_make_qcow2 : co_make_raw)(c, file);
+    int r = ok ? co_node_flush(file) : 0;
+
+    if (r < 0)
+        ok = err_errno(&c->err, r, "Cannot flush '%s'", c->path);
+    co_node_unref(file);
+    return ok;
+}
+
+static int co_create(void *arg)
+{
+    struct create_command *c = arg;
+    uint64_t backing_size;
+
+    if (c->backing) {
+        if (!co_look_at_backing(c, &backing_size))
+            return c->err.code;
+        if (c->size == UINT64_MAX)
+            c->size = backing_size;
+    }
+    if (!make_file(c))
+        return c->err.code;
+    if (co_make_image(c))
+        return 0;
+    if (c->created)
+        (void)unlink(c->path);
+    return c->err.code;
+}
+
+/* ---- the command ------------------------------------------------------------------------------- */
+
+static int index_of_format(const char *name)
+{
+    return strcmp(name, "qcow2") == 0;
+}
+
+/* What can be said without looking at anything. -1: go on. */
+static int check_options(struct create_command *c)
+{
+    bool qcow2;
+
+    if (c->format < 0)
+        c->format = index_of_format(image_format_by_name(c->path));
+    qcow2 = c->format == index_of_format("qcow2");
+    if (image_name_is_uri(c->path))
+        return cli_misuse("create", "'%s' is not a file: servers make their own exports", c->path);
+    if (!qcow2 && (c->backing || c->compat >= 0 || c->cluster_size || c->refcount_bits))
+        return cli_misuse("create", "a raw image has neither a backing file nor other "
+                          "options: say --format qcow2, or a name that ends in .qcow2");
+    if (c->backing_format >= 0 && !c->backing)
+        return cli_misuse("create", "--backing-format without --backing");
+    if (c->size == UINT64_MAX && !c->backing)
+        return cli_misuse("create", "how large shall it be? Say SIZE, such as 20G");
+    return -1;
+}
+
+/* The format of the backing file is written into the image, so it must be right. */
+static bool settle_backing_format(struct create_command *c)
+{
+    CLEANUP(free) char *path = NULL;
+    const char *format;
+
+    if (!c->backing || c->backing_format >= 0)
+        return true;
+    path = image_path_beside(c->path, c->backing);
+    format = image_format_to_read(path, NULL, &c->err);
+    if (!format)
+        return err_set(&c->err, -EINVAL, "The backing file '%s' looks like a qcow2 image, but its "
+                       "name does not say so: say --backing-format", path);
+    c->backing_format = index_of_format(format);
+    return true;
+}
+
+int cmd_create(int argc, char **argv)
+{
+    struct create_command c = {
+        .format = -1, .backing_format = -1, .compat = -1, .size = UINT64_MAX, .err = ERR_INIT,
+    };
+    const struct cli_option options[] = {
+        { "format", 'f', CLI_CHOICE, &c.format, NULL, "by the name's ending unless given",
+          formats },
+        { "backing", 'b', CLI_TEXT, &c.backing, "FILE",
+          "the image to stand on, as the new one is to name it; SIZE may be left out then" },
+        { "backing-format", 'F', CLI_CHOICE, &c.backing_format, NULL,
+          "by the name's ending unless given", formats },
+        { "cluster-size", 0, CLI_SIZE, &c.cluster_size, "SIZE",
+          "of qcow2: 512 to 2M, a power of two; 64k unless given", .max = UINT32_MAX },
+        { "refcount-bits", 0, CLI_NUMBER, &c.refcount_bits, "N",
+          "of qcow2: 1 to 64, a power of two; 16 unless given", .max = 64 },
+        { "compat", 0, CLI_CHOICE, &c.compat, NULL,
+          "of qcow2: 0.10 is version 2, 1.1 is version 3", compats },
+        { "force", 0, CLI_FLAG, &c.force, NULL, "overwrite what is there" },
+        { 0 },
+    };
+    const struct cli_command command = {
+        "create", "IMAGE [SIZE]", 1, 2, "Make a new image.", options,
+        "  stillpoint create disk.qcow2 20G\n"
+        "  stillpoint create overlay.qcow2 --backing disk.qcow2",
+    };
+    char buf[HUMAN_TEXT];
+    int first, status;
+
+    if (!cli_parse(&command, argc, argv, &first, &status))
+        return status;
+    c.path = argv[first];
+    if (argc - first > 1 && !schema_parse_size(argv[first + 1], &c.size, &c.err))
+        return cli_misuse("create", "SIZE: %s", c.err.text);
+    if (argc - first > 1 && c.size > INT64_MAX)
+        return cli_misuse("create", "SIZE: '%s' is more than an image can have", argv[first + 1]);
+    status = check_options(&c);
+    if (status >= 0)
+        return status;
+    if (!settle_backing_format(&c) || offline_run(co_create, &c, &c.err) < 0)
+        return cli_fail("create", &c.err);
+    printf("%s: %s, %s\n", c.path, formats[c.format], human_size(c.size, buf));
+    return cli_end_output("create");
+}
