@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #define GRANULE ((uint64_t)VIEW_GRANULE)
-#define INLINE_CLOSE_BYTES (1 * MiB)   /* more than this is given back in a worker */
+#define INLINE_CLOSE_BYTES (1 * MiB)   /* more than this is freed in a worker */
 
 struct store {
     /* Never changed. */
@@ -132,22 +132,24 @@ struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint
 
 static int close_work(void *arg)
 {
-    struct store *s = arg;
-
-    if (s->memory_fd >= 0)
-        close(s->memory_fd);
-    if (s->file_fd >= 0)
-        close(s->file_fd);
-    bitmap_free(s->stored);
-    bitmap_free(s->in_file);
-    bitmap_free(s->punch);
-    free(s);
+    close((intptr_t)arg);
     return 0;
 }
 
 static void co_close(void *arg)
 {
     co_offload(close_work, arg);
+}
+
+/* The last close of a file without a name frees its bytes, which takes a while. */
+static void close_tier(int fd, uint64_t used)
+{
+    if (fd < 0)
+        return;
+    if (used > INLINE_CLOSE_BYTES)
+        co_start(co_close, (void *)(intptr_t)fd);
+    else
+        close(fd);
 }
 
 void store_free(struct store *s)
@@ -157,10 +159,12 @@ void store_free(struct store *s)
     s->dead = true;
     if (s->punching)
         return;
-    if (s->memory_used + s->file_used > INLINE_CLOSE_BYTES)
-        co_start(co_close, s);
-    else
-        close_work(s);
+    close_tier(s->memory_fd, s->memory_used);
+    close_tier(s->file_fd, s->file_used);
+    bitmap_free(s->stored);
+    bitmap_free(s->in_file);
+    bitmap_free(s->punch);
+    free(s);
 }
 
 /* ---- room -------------------------------------------------------------------- */
