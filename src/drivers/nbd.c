@@ -168,6 +168,9 @@ static bool set_address(struct nbd_address *a, const struct server_options *o, s
     return choose_family(i, &a->family, err);
 }
 
+/* NBD doc/proto.md, "Block size constraints". */
+#define BLOCK_MIN_MAX (64 * KiB)
+
 /* ---- opening ------------------------------------------------------------------------ */
 
 static void state_done(struct nbd_state *s)
@@ -234,7 +237,7 @@ static bool check_facts(const struct node *n, const struct nbd_facts *f, struct 
                        s->export);
     if (f->size > INT64_MAX)
         return err_set(err, -EFBIG, "NBD export '%s' is too large", s->export);
-    if (f->block_min && (!is_power_of_2(f->block_min) || f->block_min > LIMIT_NBD_TRANSFER))
+    if (f->block_min && (!is_power_of_2(f->block_min) || f->block_min > BLOCK_MIN_MAX))
         return err_set(err, -EINVAL, "NBD server reports a bad minimum block size, %u",
                        f->block_min);
     return true;

@@ -77,7 +77,7 @@ static struct lookup *co_look_up(struct nbd_state *s, uint64_t deadline, struct 
     l->asker = &s->nap;
     l->hints.ai_family = a->family;
     l->hints.ai_socktype = SOCK_STREAM;
-    l->hints.ai_flags = AI_ADDRCONFIG | (a->numeric ? AI_NUMERICHOST : 0);
+    l->hints.ai_flags = a->numeric ? AI_NUMERICHOST : 0;
     co_start(co_lookup_main, l);
     while (!l->done && (r = must_give_up(s, deadline)) == 0) {
         if (!co_waitq_wait_until(&s->nap, deadline))

@@ -5,7 +5,9 @@
 #include "drivers_test.h"
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,14 +19,14 @@ struct device {
     const char *file;
 };
 
-/* A loop device over a file of SIZE bytes; false where there are none. */
-static bool make_device(struct device *d, unsigned flags)
+/* A loop device over a new file of SIZE bytes; false where there are none. */
+static bool make_device(struct device *d, const char *file, unsigned flags)
 {
     struct loop_config config = { .info.lo_flags = flags | LO_FLAGS_AUTOCLEAR };
     int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
     int nr, backing, r;
 
-    d->file = test_path("device");
+    d->file = file;
     make_file(d->file, SIZE);
     backing = open(d->file, O_RDWR | O_CLOEXEC);
     config.fd = (uint32_t)backing;
@@ -88,7 +90,7 @@ CO_TEST(a_block_device_is_read_written_and_freed)
 {
     struct device d;
 
-    if (!make_device(&d, 0)) {
+    if (!make_device(&d, test_path("device"), 0)) {
         print_message("no loop devices here\n");
         return;
     }
@@ -103,7 +105,7 @@ CO_TEST(a_write_protected_device_is_opened_read_only_if_it_may)
     struct device d;
     struct node *n;
 
-    if (!make_device(&d, LO_FLAGS_READ_ONLY)) {
+    if (!make_device(&d, test_path("device"), LO_FLAGS_READ_ONLY)) {
         print_message("no loop devices here\n");
         return;
     }
@@ -116,8 +118,36 @@ CO_TEST(a_write_protected_device_is_opened_read_only_if_it_may)
     close(d.fd);
 }
 
+/* A device that cannot store what was written to it: its file is in a file system that
+ * is too small, in a mount namespace of this thread. */
+CO_TEST(after_a_failed_flush_no_flush_succeeds)
+{
+    const char *dir = test_path("small");
+    struct device d;
+    struct node *n;
+    int r;
+
+    assert_int_equal(mkdir(dir, 0700), 0);
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+        mount("none", dir, "tmpfs", 0, "size=1m") < 0 ||
+        !make_device(&d, test_text("%s/device", dir), 0)) {
+        print_message("no loop devices or mounts here\n");
+        return;
+    }
+    n = co_test_open("{'driver': 'host_device', 'filename': '%s'}", d.path);
+    co_fill(n, 0, SIZE, 1);
+    r = co_node_flush(n);
+    assert_true(r < 0);
+    assert_int_equal(co_node_flush(n), r);      /* Linux itself has forgotten it */
+    assert_int_equal(co_node_pwrite(n, 0, 512, (char[512]){ 1 }, REQ_FUA), 0);
+    assert_int_equal(co_node_flush(n), r);
+    co_node_unref(n);
+    close(d.fd);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_block_device_is_read_written_and_freed),
+    cmocka_unit_test(after_a_failed_flush_no_flush_succeeds),
     cmocka_unit_test(a_write_protected_device_is_opened_read_only_if_it_may),
 };
 

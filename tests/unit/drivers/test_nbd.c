@@ -21,7 +21,10 @@ static void co_random_model(struct node *n)
     for (int i = 0; i < 300; i++) {
         uint64_t off = test_random(&rnd, SIZE - 1);
         uint64_t len = 1 + test_random(&rnd, MIN(SIZE - off, 200 * KiB));
-        struct iovec two[2] = { { model + off, len / 3 }, { model + off + len / 3, len - len / 3 } };
+        struct iovec two[2] = {
+            { model + off, len / 3 },
+            { model + off + len / 3, len - len / 3 },
+        };
         unsigned flags = test_random(&rnd, 4) ? 0 : REQ_FUA;
 
         switch (test_random(&rnd, 5)) {
@@ -94,6 +97,31 @@ CO_TEST(block_size_limits_of_the_server_are_kept)
     assert_int_equal(info.optimal_io, 65536);
     assert_int_equal(info.max_transfer, 131072);
     co_random_model(n);
+    co_node_unref(n);
+    kill_server(&s);
+}
+
+/* The last block reaches beyond the end. */
+CO_TEST(an_export_need_not_end_with_a_whole_block)
+{
+    struct server s = start_nbdkit(test_path("odd"),
+                                   ARGS("--filter=blocksize-policy", "memory", "1048876",
+                                        "blocksize-minimum=512", "blocksize-preferred=4096",
+                                        "blocksize-maximum=1M"));
+    struct node *n = co_open_nbd(&s, "");
+
+    assert_int_equal(n->size, MiB + 300);
+    assert_int_equal(n->limits.request_align, 512);
+    co_fill(n, 0, MiB + 300, 6);
+    co_expect(n, 0, MiB + 300, 6);
+    co_fill(n, MiB + 299, 1, 7);
+    co_expect(n, MiB + 100, 199, 6);
+    co_expect(n, MiB + 299, 1, 7);
+    assert_int_equal(co_node_write_zeroes(n, MiB - 100, 400, REQ_MAY_UNMAP), 0);
+    co_expect(n, MiB - 100, 400, 0);
+    assert_int_equal(co_node_discard(n, 0, MiB + 300), 0);
+    for (uint64_t off = 0; off < n->size;)
+        off += co_status(n, off, n->size - off).len;
     co_node_unref(n);
     kill_server(&s);
 }
@@ -364,6 +392,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(reads_from_nbdkit_give_what_was_written),
     cmocka_unit_test(reads_from_qemu_nbd_give_what_was_written),
     cmocka_unit_test(block_size_limits_of_the_server_are_kept),
+    cmocka_unit_test(an_export_need_not_end_with_a_whole_block),
     cmocka_unit_test(status_is_that_of_the_server),
     cmocka_unit_test(a_fragmented_disk_is_told_piece_by_piece),
     cmocka_unit_test(a_server_without_status_zeroing_and_trimming_still_serves),
