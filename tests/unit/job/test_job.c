@@ -307,7 +307,7 @@ static void a_job_that_drains_completes_and_cancels_softly(void **state)
     in_loop(drain_body);
 }
 
-/* ---- pausing ----------------------------------------------------------------------------------- */
+/* ---- pausing --------------------------------------------------------------------------- */
 
 static void pause_body(void)
 {
@@ -379,7 +379,7 @@ static void io_errors_are_paced_and_stop_the_job_if_asked(void **state)
     in_loop(io_error_body);
 }
 
-/* ---- ids ------------------------------------------------------------------------------------------ */
+/* ---- ids ------------------------------------------------------------------------------- */
 
 static void ids_body(void)
 {
@@ -410,7 +410,7 @@ static void ids_are_unique_and_well_formed(void **state)
     in_loop(ids_body);
 }
 
-/* ---- several loops ----------------------------------------------------------------------------------- */
+/* ---- several loops --------------------------------------------------------------------- */
 
 static int co_start_there(void *arg)
 {
