@@ -237,6 +237,8 @@ static void uring_turn(struct engine *e, uint64_t deadline)
         all = fill_queue(u);
         enter(u, all ? deadline : 0);
         reap(u);
+        /* What was reaped is to be looked after before anybody sleeps. */
+        deadline = 0;
     } while (!all);
 }
 
