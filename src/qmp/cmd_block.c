@@ -71,7 +71,7 @@ static int co_del_there(void *arg)
 {
     struct deleting *d = arg;
 
-    return co_node_monitor_del(d->node, d->err) ? 0 : -EBUSY;
+    return co_node_monitor_del(node_ref(d->node), d->err) ? 0 : -EBUSY;
 }
 
 static bool co_blockdev_del(const struct qmp_call *call, const void *args, void *ret,
@@ -82,10 +82,13 @@ static bool co_blockdev_del(const struct qmp_call *call, const void *args, void 
 
     if (!d.node)
         return err_set(err, -ENODEV, "Failed to find node with node-name='%s'", a->node_name);
-    if (co_node_call(d.node, co_del_there, &d) < 0)
-        return false;
-    json_object_del(call->qmp->targets, a->node_name);
-    return true;
+
+    int r = co_node_call(d.node, co_del_there, &d);
+
+    co_node_unref(d.node);
+    if (r == 0)
+        json_object_del(call->qmp->targets, a->node_name);
+    return r == 0;
 }
 
 /* ---- query-named-block-nodes: types ---------------------------------------------------- */
