@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -20,6 +21,10 @@
 /* With port 0 and several addresses, the port that the first one got may be
  * taken on another: so many new ones are tried. */
 #define PORT_TRIES 20
+
+/* How long a dead process's listener is waited for. */
+#define DYING_NS (2 * NSEC_PER_SEC)
+#define DYING_STEP_NS (10 * NSEC_PER_MSEC)
 
 /* Give the descriptor away. */
 static int take_fd(int *fd)
@@ -45,29 +50,51 @@ static bool unix_address(const char *path, struct sockaddr_un *ret, struct err *
     return true;
 }
 
-/* Whether the file that is in the way is a socket that nobody listens on. */
-static bool is_stale(const struct sockaddr_un *sun)
+enum listener { LISTENER_LIVE, LISTENER_DYING, LISTENER_NONE };
+
+/* Who listens on the file that is in the way. The listener of a process that was
+ * killed can outlive it by a moment: io_uring lets go of what it polls in a kernel
+ * worker, later. */
+static enum listener look_for_listener(const struct sockaddr_un *sun)
 {
     CLEANUP(close) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     struct stat st;
+    struct ucred owner;
+    socklen_t len = sizeof(owner);
 
     if (fd < 0 || lstat(sun->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
-        return false;
-    return connect(fd, (const struct sockaddr *)sun, sizeof(*sun)) < 0 && errno == ECONNREFUSED;
+        return LISTENER_LIVE;
+    if (connect(fd, (const struct sockaddr *)sun, sizeof(*sun)) < 0)
+        return errno == ECONNREFUSED ? LISTENER_NONE : LISTENER_LIVE;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &owner, &len) < 0 || owner.pid <= 0)
+        return LISTENER_LIVE;
+    return kill(owner.pid, 0) < 0 && errno == ESRCH ? LISTENER_DYING : LISTENER_LIVE;
 }
 
-static int bind_unix(int fd, const struct sockaddr_un *sun)
+static bool co_is_stale(const struct sockaddr_un *sun)
+{
+    uint64_t deadline = loop_now() + DYING_NS;
+    enum listener l;
+
+    while ((l = look_for_listener(sun)) == LISTENER_DYING && loop_now() < deadline)
+        co_sleep(DYING_STEP_NS);
+    return l == LISTENER_NONE;
+}
+
+static int co_bind_unix(int fd, const struct sockaddr_un *sun)
 {
     if (bind(fd, (const struct sockaddr *)sun, sizeof(*sun)) == 0)
         return 0;
-    if (errno != EADDRINUSE || !is_stale(sun))
+    if (errno != EADDRINUSE)
         return -errno;
+    if (!co_is_stale(sun))
+        return -EADDRINUSE;
     if (unlink(sun->sun_path) < 0 || bind(fd, (const struct sockaddr *)sun, sizeof(*sun)) < 0)
         return -errno;
     return 0;
 }
 
-static bool listen_unix(const struct nbd_address *a, struct nbd_listeners *l, struct err *err)
+static bool co_listen_unix(const struct nbd_address *a, struct nbd_listeners *l, struct err *err)
 {
     CLEANUP(close) int fd = -1;
     struct sockaddr_un sun;
@@ -79,7 +106,7 @@ static bool listen_unix(const struct nbd_address *a, struct nbd_listeners *l, st
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return err_errno(err, -errno, "Failed to create Unix socket");
-    r = bind_unix(fd, &sun);
+    r = co_bind_unix(fd, &sun);
     if (r < 0)
         return err_errno(err, r, "Failed to bind socket to %s", a->path);
     if (listen(fd, SOMAXCONN) < 0 || lstat(a->path, &st) < 0) {
@@ -251,7 +278,7 @@ static bool co_open_all(const struct nbd_address *a, struct nbd_listeners *l, st
 {
     switch (a->kind) {
     case NBD_ADDRESS_UNIX:
-        return listen_unix(a, l, err);
+        return co_listen_unix(a, l, err);
     case NBD_ADDRESS_INET:
         return co_listen_inet(a, l, err);
     case NBD_ADDRESS_FD:

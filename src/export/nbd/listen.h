@@ -20,7 +20,7 @@ struct nbd_listeners {
 };
 
 /* Open all sockets that @a means. False with @err and nothing left open. Suspends
- * for name lookups. */
+ * for name lookups, and for the end of the listener of a process that has died. */
 MUST_CHECK bool co_nbd_listen(const struct nbd_address *a, struct nbd_listeners *ret,
                               struct err *err);
 
