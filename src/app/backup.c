@@ -96,6 +96,10 @@ static int parse(struct backup_command *c, int argc, char **argv)
                           c->control);
     if (!c->control && c->sync == SYNC_NONE)
         return cli_misuse("backup", "--sync none is for a disk that is served: say --control");
+    if (c->sync == SYNC_NONE &&
+        strcmp(c->format ? c->format : image_format_by_name(c->target_name), "qcow2") != 0)
+        return cli_misuse("backup", "--sync none needs a TARGET that can stand on a backing file: "
+                          "a name that ends in .qcow2, or --format qcow2");
     return cli_allow_image_dirs(&c->image_dirs, &c->run.err) ? -1 : cli_fail("backup", &c->run.err);
 }
 
@@ -129,7 +133,7 @@ static bool open_source(struct backup_command *c)
         return false;
     if (qmp_client_execute(c->run.client, "blockdev-add", options, NULL, err))
         return true;
-    if (strstr(err->text, "lock: Is another process using"))
+    if (image_is_locked_by_others(err))
         return err_set(err, -EAGAIN, "'%s' is open in another process: if a daemon of Stillpoint "
                        "serves it, back up the live disk with --control PATH", c->source);
     return false;
@@ -220,6 +224,10 @@ static bool start_job(struct backup_command *c)
         if (strstr(err->text, "Cannot find device="))
             return err_set(err, err->code, "The daemon at '%s' has no disk '%s'",
                            c->control, c->source);
+        if (strncmp(err->text, "Backing file not supported", 26) == 0)
+            return err_set(err, err->code, "'%s' stands on a backing file, and so must a backup "
+                           "with --sync top: a TARGET that ends in .qcow2, or --format qcow2",
+                           c->source);
         if (strstr(err->text, "already in use") && strncmp(err->text, "Job ID", 6) == 0)
             return err_set(err, err->code, "A job '%s' runs already: 'stillpoint cancel %s' "
                            "ends it, --job-id gives this one another name", c->job, c->job);
@@ -256,7 +264,7 @@ static void tell_done(struct backup_command *c)
     strftime(instant, sizeof(instant), "%Y-%m-%d %H:%M:%S", &tm);
     human_duration((uint64_t)(seconds + 0.5), duration);
     if (seconds < 10)
-        snprintf(duration, sizeof(duration), "%.1f s", seconds);
+        snprintf(duration, sizeof(duration), "%.2g s", seconds);
     printf("%s: '%s' as it stood at %s; %s in %s, %s/s\n", c->target_name, c->source, instant,
            human_size(c->run.current, size), duration,
            human_size((uint64_t)((double)c->run.current / seconds), rate));

@@ -80,7 +80,7 @@ static struct node *co_open_alone(struct create_command *c)
     };
     struct node *n = co_node_open_file(&o, &c->err);
 
-    if (!n && c->err.code == -EAGAIN)
+    if (!n && image_is_locked_by_others(&c->err))
         err_set(&c->err, -EAGAIN, "'%s' is open in another process: end that first", c->path);
     return n;
 }
@@ -145,7 +145,7 @@ static int co_create(void *arg)
     return c->err.code;
 }
 
-/* ---- the command ------------------------------------------------------------------------------- */
+/* ---- the command ---------------------------------------------------------------------------- */
 
 static int index_of_format(const char *name)
 {

@@ -81,13 +81,15 @@ char *image_path_beside(const char *by, const char *name)
 
 char *image_disk_name(const char *name)
 {
-    const char *base = strrchr(name, '/'), *dot;
-    size_t n;
+    CLEANUP(free) char *path = xstrndup(name, image_name_is_uri(name) ? strcspn(name, "?")
+                                                                      : strlen(name));
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const char *dot = strrchr(base, '.');
 
-    base = base ? base + 1 : name;
-    n = image_name_is_uri(name) ? strcspn(base, "?") : strlen(base);
-    dot = memrchr(base, '.', n);
-    if (dot && dot > base)
-        n = (size_t)(dot - base);
-    return xstrndup(base, n);
+    return dot && dot > base ? xstrndup(base, (size_t)(dot - base)) : xstrdup(base);
+}
+
+bool image_is_locked_by_others(const struct err *err)
+{
+    return strstr(err->text, "lock: Is another process using the image") != NULL;
 }

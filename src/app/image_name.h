@@ -34,4 +34,8 @@ char *image_path_beside(const char *by, const char *name);
  * and suffix, the export's name for an URI. "" when nothing is left. free() it. */
 char *image_disk_name(const char *name);
 
+/* Whether opening failed because of another process's image lock (block/lock.h). By
+ * the words, which also come through QMP. */
+bool image_is_locked_by_others(const struct err *err);
+
 #endif

@@ -97,6 +97,9 @@ static int co_map_node(struct map_command *c, struct node *n)
         }
         if (!(e.status.flags & STATUS_OFFSET))
             e.status.file = NULL;
+        /* What no image holds is said of the last one. */
+        if (!(e.status.flags & STATUS_ALLOCATED) && e.depth)
+            e.depth--;
         off += e.status.len;
         if (continues(&whole, &e)) {
             whole.status.len += e.status.len;

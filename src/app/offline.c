@@ -53,7 +53,7 @@ struct node *co_offline_open(const struct offline_open *o, struct err *err)
     };
     struct node *n = co_node_open_file(&opts, err);
 
-    if (!n && err->code == -EAGAIN)
+    if (!n && image_is_locked_by_others(err))
         err_set(err, err->code, "'%s' is open in another process, which may be writing it: "
                 "end that, or read it as it is now with --force-share", o->name);
     return n;

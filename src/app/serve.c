@@ -153,7 +153,12 @@ static bool co_open_disk(struct serve_command *c, struct daemon *d, const struct
 
     if (!options)
         return false;
-    return co_execute(d, "blockdev-add", options, err);
+    if (co_execute(d, "blockdev-add", options, err))
+        return true;
+    if (image_is_locked_by_others(err))
+        err_set(err, err->code, "'%s', or an image that it stands on, is open in another process: "
+                "end that first", disk->image);
+    return false;
 }
 
 static bool co_export_disk(struct serve_command *c, struct daemon *d, const char *name,

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import time
 
-BINARY = os.environ.get("STILLPOINT", "build/stillpoint")
+BINARY = os.path.abspath(os.environ.get("STILLPOINT", "build/stillpoint"))
 ENGINE = os.environ.get("STILLPOINT_ENGINE")      # run everything with this engine
 
 # Long enough for a loaded machine under a sanitizer.

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""create, info, map and compare, with qemu-img as the judge of what they say."""
+import json
+import os
+import subprocess
+
+import pytest
+from cli import MiB, make_image
+from stillpoint import qemu_img, run, stillpoint
+
+
+def fails(*args, status=1):
+    done = stillpoint(*args, check=False)
+    assert done.returncode == status, done
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """base.raw <- mid.qcow2 <- top.qcow2, each with something of its own."""
+    base = make_image(tmp_path / "base.raw", 8 * MiB, writes=["write -P 1 0 1M"])
+    mid = make_image(tmp_path / "mid.qcow2", 8 * MiB, backing=base,
+                     writes=["write -P 2 512k 1M", "write -z 2M 256k", "write -P 9 7M 64k"])
+    return make_image(tmp_path / "top.qcow2", 8 * MiB, backing=mid,
+                      writes=["write -P 3 64k 64k", "discard 512k 128k", "write -z 3M 128k"])
+
+
+# ---- create -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options, expected", [
+    ([], {"compat": "1.1", "refcount-bits": 16}),
+    (["--compat", "0.10"], {"compat": "0.10", "refcount-bits": 16}),
+    (["--cluster-size", "512", "--refcount-bits", "1"], {"compat": "1.1", "refcount-bits": 1}),
+    (["--cluster-size", "2M", "--refcount-bits", "64"], {"compat": "1.1", "refcount-bits": 64}),
+])
+def test_create_makes_what_was_asked_for(options, expected, tmp_path):
+    image = tmp_path / "a.qcow2"
+    stillpoint("create", image, "100M", *options)
+    qemu_img("check", image)
+    info = json.loads(qemu_img("info", "--output=json", image).stdout)
+    assert info["virtual-size"] == 100 * MiB
+    if "--cluster-size" in options:
+        assert info["cluster-size"] == {"512": 512, "2M": 2 * MiB}[options[1]]
+    data = info["format-specific"]["data"]
+    assert {k: data[k] for k in expected} == expected
+
+
+def test_create_raw_is_sparse(tmp_path):
+    image = tmp_path / "a.img"
+    stillpoint("create", image, "1G")
+    st = os.stat(image)
+    assert (st.st_size, st.st_blocks) == (1 << 30, 0)
+
+
+def test_create_over_a_backing_file_takes_its_size(chain, tmp_path):
+    stillpoint("create", tmp_path / "new.qcow2", "--backing", "top.qcow2")
+    info = json.loads(qemu_img("info", "--output=json", tmp_path / "new.qcow2").stdout)
+    assert info["virtual-size"] == 8 * MiB
+    assert (info["backing-filename"], info["backing-filename-format"]) == ("top.qcow2", "qcow2")
+    qemu_img("compare", tmp_path / "new.qcow2", chain)
+
+
+def test_create_wants_to_know_what_a_backing_file_is(chain, tmp_path):
+    os.rename(chain, tmp_path / "top.img")
+    words = fails("create", tmp_path / "new.qcow2", "--backing", "top.img")
+    assert "say --backing-format" in words
+    stillpoint("create", tmp_path / "new.qcow2", "--backing", "top.img", "--backing-format",
+               "qcow2")
+
+
+def test_create_leaves_what_is_there_alone(tmp_path):
+    image = make_image(tmp_path / "a.raw", writes=["write -P 5 0 64k"])
+    assert "exists: choose another name, or overwrite it with --force" in \
+        fails("create", image, "1M")
+    assert os.path.getsize(image) == 8 * MiB
+    stillpoint("create", image, "1M", "--force")
+    assert os.path.getsize(image) == MiB
+    assert open(image, "rb").read() == bytes(MiB)
+
+
+@pytest.mark.parametrize("args, words", [
+    (["nodir/a.qcow2", "1M"], "Cannot create 'nodir/a.qcow2': No such file or directory"),
+    (["a.qcow2", "1M", "--cluster-size", "1000"], "luster size"),
+    (["a.qcow2", "1M", "--refcount-bits", "3"], "efcount"),
+    (["a.qcow2", "1M", "--backing", "none.raw"], "The backing file: Could not open 'none.raw'"),
+    (["/dev/null", "1M"], "is neither a file nor a block device"),
+])
+def test_create_says_why_not(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in fails("create", *args)
+    assert os.listdir(tmp_path) == []
+
+
+def test_create_keeps_off_an_image_in_use(tmp_path):
+    image = make_image(tmp_path / "a.qcow2", writes=["write -P 5 0 64k"])
+    with held_open(image):
+        assert "is open in another process" in fails("create", image, "1M", "--force")
+    qemu_img("check", image)
+
+
+# ---- info ---------------------------------------------------------------------------------
+
+
+def json_of(command, *args):
+    return json.loads(command(*args).stdout)
+
+
+def test_info_says_what_qemu_img_says(chain, tmp_path):
+    for image in (chain, tmp_path / "mid.qcow2", tmp_path / "base.raw"):
+        assert json_of(stillpoint, "info", "--json", image) == \
+            json_of(qemu_img, "info", "--output=json", image)
+    assert json_of(stillpoint, "info", "--json", "--chain", chain) == \
+        json_of(qemu_img, "info", "--output=json", "--backing-chain", chain)
+
+
+def test_info_follows_relative_names_from_the_image(chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("sub")
+    make_image("sub/a.qcow2", 1 * MiB)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "a.qcow2", "-F", "qcow2", "sub/b.qcow2")
+    ours = json_of(stillpoint, "info", "--json", "--chain", "sub/b.qcow2")
+    assert ours == json_of(qemu_img, "info", "--output=json", "--backing-chain", "sub/b.qcow2")
+    assert [i["filename"] for i in ours] == ["sub/b.qcow2", "sub/a.qcow2"]
+
+
+def test_info_for_people(chain, tmp_path):
+    ours = stillpoint("info", chain).stdout.splitlines()
+    theirs = qemu_img("info", chain).stdout.splitlines()
+    assert sorted(ours) == sorted(theirs)
+
+
+def test_info_follows_no_name_out_of_the_directory(tmp_path):
+    os.mkdir(tmp_path / "a")
+    os.mkdir(tmp_path / "b")
+    base = make_image(tmp_path / "b" / "base.raw", MiB)
+    top = make_image(tmp_path / "a" / "top.qcow2", MiB, backing=base)
+    assert "allow it with --image-dir" in fails("info", "--chain", top)
+    stillpoint("info", top)
+    assert "base.raw" in stillpoint("info", "--chain", "--image-dir", tmp_path / "b", top).stdout
+
+
+def test_info_of_a_chain_without_end(tmp_path):
+    image = make_image(tmp_path / "a.qcow2", MiB)
+    qemu_img("rebase", "-u", "-b", image, "-F", "qcow2", image)
+    assert "one on itself" in fails("info", "--chain", image)
+
+
+@pytest.mark.parametrize("make, args, words", [
+    (lambda p: None, [], "No such file or directory"),
+    (lambda p: p.mkdir(), [], "to be a regular file"),
+    (lambda p: p.write_bytes(b"QFI\xfb" + bytes(508)), [], "say --format qcow2, or --format raw"),
+    (lambda p: p.write_bytes(b"QFI\xfb" + bytes(508)), ["-f", "qcow2"], "version"),
+    (lambda p: p.write_bytes(bytes(512)), ["-f", "qcow2"], "not in qcow2 format"),
+    (lambda p: p.write_bytes(bytes(512)), ["-f", "vmdk"], "Unknown format 'vmdk'"),
+])
+def test_info_of_what_is_no_image(make, args, words, tmp_path):
+    make(tmp_path / "a.img")
+    assert words in fails("info", *args, tmp_path / "a.img")
+
+
+def test_a_raw_image_that_a_guest_made_look_like_qcow2(tmp_path):
+    image = tmp_path / "a.raw"
+    image.write_bytes(b"QFI\xfb" + bytes(4092))
+    assert json_of(stillpoint, "info", "--json", "-f", "raw", image)["virtual-size"] == 4096
+
+
+# ---- map ----------------------------------------------------------------------------------
+
+
+def without_compressed(entries):
+    """qemu-img before 8.2 does not tell."""
+    return [{k: v for k, v in e.items() if k != "compressed"} for e in entries]
+
+
+def test_map_says_what_qemu_img_says(chain, tmp_path):
+    for image in (chain, tmp_path / "mid.qcow2", tmp_path / "base.raw"):
+        assert without_compressed(json_of(stillpoint, "map", "--json", image)) == \
+            without_compressed(json_of(qemu_img, "map", "--output=json", image))
+        ours = stillpoint("map", image).stdout.splitlines()
+        theirs = qemu_img("map", image).stdout.splitlines()
+        assert [line.split() for line in ours] == [line.split() for line in theirs]
+
+
+def test_map_tells_compressed_data(tmp_path):
+    raw = make_image(tmp_path / "a.raw", MiB, writes=["write -P 7 0 1M"])
+    qemu_img("convert", "-c", "-O", "qcow2", raw, tmp_path / "c.qcow2")
+    entries = json_of(stillpoint, "map", "--json", tmp_path / "c.qcow2")
+    assert entries and all(e["compressed"] and e["data"] for e in entries)
+    assert "compressed" in stillpoint("map", tmp_path / "c.qcow2").stdout
+
+
+def test_map_of_an_image_without_anything(tmp_path):
+    image = make_image(tmp_path / "a.qcow2", MiB)
+    assert without_compressed(json_of(stillpoint, "map", "--json", image)) == \
+        without_compressed(json_of(qemu_img, "map", "--output=json", image))
+    assert json_of(stillpoint, "map", "--json", make_image(tmp_path / "0.qcow2", 0)) == []
+
+
+def test_map_behind_the_end_of_a_short_backing_file(tmp_path):
+    base = make_image(tmp_path / "base.raw", MiB, writes=["write -P 1 0 1M"])
+    top = make_image(tmp_path / "top.qcow2", 3 * MiB, backing=base, writes=["write -P 2 2M 64k"])
+    entries = json_of(stillpoint, "map", "--json", top)
+    assert [(e["start"], e["length"]) for e in entries if e["data"]] == \
+        [(0, MiB), (2 * MiB, 65536)]
+    assert sum(e["length"] for e in entries) == 3 * MiB
+    assert all(e["zero"] for e in entries if not e["data"])
+
+
+# ---- compare --------------------------------------------------------------------------------
+
+
+def both_compare(a, b, *args):
+    """Ours and qemu-img's: the same words and the same status."""
+    ours = stillpoint("compare", a, b, *args, check=False)
+    theirs = qemu_img("compare", *(["-s"] if "--strict" in args else []), a, b, check=False)
+    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+    return ours.returncode, ours.stdout
+
+
+def test_compare_equal_images_of_any_kind(chain, tmp_path):
+    qemu_img("convert", "-O", "raw", chain, tmp_path / "flat.raw")
+    qemu_img("convert", "-c", "-O", "qcow2", chain, tmp_path / "small.qcow2")
+    for other in ("flat.raw", "small.qcow2", "top.qcow2"):
+        assert both_compare(chain, tmp_path / other) == (0, "Images are identical.\n")
+
+
+@pytest.mark.parametrize("offset", [0, 511, 512 * 1024 - 1, 512 * 1024, 3 * MiB + 5,
+                                    8 * MiB - 1])
+def test_compare_finds_one_byte(offset, chain, tmp_path):
+    flat = tmp_path / "flat.raw"
+    qemu_img("convert", "-O", "raw", chain, flat)
+    with open(flat, "r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)[0]
+        f.seek(offset)
+        f.write(bytes([byte ^ 1]))
+    done = stillpoint("compare", chain, flat, check=False)
+    assert (done.returncode, done.stdout) == (1, f"Content mismatch at offset {offset}!\n")
+
+
+def test_compare_different_sizes(tmp_path):
+    short = make_image(tmp_path / "short.raw", MiB, writes=["write -P 1 0 1M"])
+    zeros = make_image(tmp_path / "zeros.raw", 2 * MiB, writes=["write -P 1 0 1M"])
+    more = make_image(tmp_path / "more.raw", 2 * MiB,
+                      writes=["write -P 1 0 1M", "write -P 2 1500k 4k"])
+    assert both_compare(short, zeros)[0] == 0
+    assert both_compare(zeros, short)[0] == 0
+    assert both_compare(short, more) == (1, "Warning: Image size mismatch!\n"
+                                            f"Content mismatch at offset {1500 * 1024}!\n")
+    assert both_compare(short, zeros, "--strict") == (1, "Strict mode: Image size mismatch!\n")
+
+
+def test_compare_strictly(tmp_path):
+    a = make_image(tmp_path / "a.qcow2", MiB, writes=["write -P 1 0 64k"])
+    b = make_image(tmp_path / "b.qcow2", MiB, writes=["write -P 1 0 64k", "write -z 128k 64k"])
+    assert both_compare(a, b)[0] == 0
+    assert both_compare(a, a, "--strict")[0] == 0
+    done = stillpoint("compare", a, b, "--strict", check=False)
+    assert (done.returncode, done.stdout) == \
+        (1, f"Strict mode: Offset {128 * 1024} block status mismatch!\n")
+
+
+def test_compare_cannot_tell(tmp_path):
+    image = make_image(tmp_path / "a.raw", MiB)
+    assert "No such file" in fails("compare", image, tmp_path / "none.raw", status=2)
+    assert "No such file" in fails("compare", tmp_path / "none.raw", image, status=2)
+
+
+def test_compare_reads_errors_as_errors(tmp_path):
+    """A cluster behind the end of the file: the image is broken, not different."""
+    image = make_image(tmp_path / "a.qcow2", MiB, writes=["write -P 1 0 1M"])
+    os.truncate(image, 256 * 1024)
+    other = make_image(tmp_path / "b.raw", MiB, writes=["write -P 1 0 1M"])
+    ours = stillpoint("compare", image, other, check=False)
+    theirs = qemu_img("compare", image, other, check=False)
+    assert (ours.returncode > 0) == (theirs.returncode > 0)
+
+
+# ---- images that others have open ---------------------------------------------------------------
+
+
+class held_open:
+    """A qemu-io process that has an image open for writing."""
+
+    def __init__(self, image):
+        fmt = "qcow2" if str(image).endswith(".qcow2") else "raw"
+        self.process = subprocess.Popen(["qemu-io", "-f", fmt, str(image)], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self):
+        self.process.stdin.write("length\n")
+        self.process.stdin.flush()
+        while "iB" not in self.process.stdout.readline():
+            pass
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.mark.parametrize("command", [["info"], ["map"], ["map", "--json"]])
+def test_an_image_that_is_being_written(command, tmp_path):
+    image = make_image(tmp_path / "a.qcow2", writes=["write -P 1 0 64k"])
+    with held_open(image):
+        assert "read it as it is now with --force-share" in fails(*command, image)
+        stillpoint(*command, "--force-share", image)
+        stillpoint(*command, "-U", image)
+
+
+def test_compare_an_image_that_is_being_written(tmp_path):
+    image = make_image(tmp_path / "a.raw")
+    with held_open(image):
+        assert "--force-share" in fails("compare", image, image, status=2)
+        stillpoint("compare", "-U", image, image)
+
+
+def test_images_over_nbd(tmp_path):
+    """An NBD URI stands wherever a file name does."""
+    image = make_image(tmp_path / "a.raw", writes=["write -P 6 1M 1M"])
+    socket = tmp_path / "s"
+    run("qemu-nbd", "-f", "raw", "-k", socket, "-x", "e", "--shared=8", "-t", "--fork",
+        "--pid-file", tmp_path / "pid", image)
+    uri = f"nbd+unix:///e?socket={socket}"
+    try:
+        assert stillpoint("compare", "-U", image, uri).stdout == "Images are identical.\n"
+        assert json_of(stillpoint, "info", "--json", uri)["virtual-size"] == 8 * MiB
+        assert MiB in [e["start"] for e in json_of(stillpoint, "map", "--json", uri) if e["data"]]
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), 15)
+    assert "Failed to connect to '/nonexistent'" in fails("info",
+                                                          "nbd+unix:///e?socket=/nonexistent")

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driving the commands for people: `serve` in the background, `backup` step by step, and
+images to do it with."""
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+
+from stillpoint import BINARY, DEADLINE, ENGINE, Process, Qmp, poll_until, qemu_img, run
+
+MiB = 1 << 20
+
+
+def make_image(path, size=8 * MiB, fmt=None, backing=None, writes=()):
+    """An image by qemu-img, filled by qemu-io: writes are commands such as "write -P 1 0 1M"."""
+    path = str(path)
+    fmt = fmt or ("qcow2" if path.endswith(".qcow2") else "raw")
+    args = ["create", "-q", "-f", fmt]
+    if backing:
+        args += ["-b", backing, "-F", "qcow2" if str(backing).endswith(".qcow2") else "raw"]
+    qemu_img(*args, path, *([] if backing and size is None else [size]))
+    if writes:
+        commands = [arg for w in writes for arg in ("-c", w)]
+        run("qemu-io", "-f", fmt, *commands, path)
+    return path
+
+
+def files_in(directory):
+    """Names of the files in a directory, hidden ones too; no sockets and no logs."""
+    return sorted(n for n in os.listdir(directory)
+                  if os.path.isfile(os.path.join(directory, n)) and not n.endswith(".log"))
+
+
+class Serve(Process):
+    """`stillpoint serve` with a socket for NBD and one for control in the directory. At the
+    end of a `with` it gets SIGTERM, and has to end with status 0 and without a sanitizer's
+    report."""
+
+    count = 0
+
+    def __init__(self, directory, *args, engine=ENGINE, sockets=True):
+        self.socket = os.path.join(str(directory), "nbd.sock")
+        self.control = os.path.join(str(directory), "control.sock")
+        argv = [BINARY, "serve", *args]
+        if sockets and "--listen" not in args:
+            argv += ["--listen", f"unix:{self.socket}"]
+        if sockets and "--control" not in args:
+            argv += ["--control", self.control]
+        if engine and "--engine" not in args:
+            argv += ["--engine", engine]
+        Serve.count += 1
+        super().__init__(argv, os.path.join(str(directory), f"serve-{Serve.count}.log"),
+                         cwd=str(directory))
+        try:
+            poll_until("the disks", lambda: "control socket:" in self.log()
+                       or not self.running())
+            assert self.running(), f"serve did not come up:\n{self.log()}"
+        except BaseException:
+            self.kill()
+            raise
+
+    def lines(self):
+        return self.log().splitlines()
+
+    def uri(self, name):
+        return f"nbd+unix:///{name}?socket={self.socket}"
+
+    def qmp(self):
+        return Qmp.connect(self.control)
+
+    def write(self, name, *commands):
+        """Write through NBD as a guest would; commands of qemu-io."""
+        return run("qemu-io", "-f", "raw", *[a for c in commands for a in ("-c", c)],
+                   self.uri(name))
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None and self.running():
+                self.signal(signal.SIGTERM)
+                status = self.wait()
+                assert status == 0, f"exit status {status}\n{self.log()}"
+        finally:
+            self.kill()
+        if kind is None:
+            assert "Sanitizer" not in self.log(), self.log()
+
+
+class Backup:
+    """`stillpoint backup --progress json`, started; its events one by one."""
+
+    def __init__(self, source, target, *args, control=None, cwd=None):
+        argv = [BINARY, "backup", source, target, "--progress", "json", *args]
+        if control:
+            argv += ["--control", control]
+        self.popen = subprocess.Popen([str(a) for a in argv], stdout=subprocess.PIPE, cwd=cwd,
+                                      stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.buffer = b""
+        self.stderr = ""
+
+    def event(self, deadline=DEADLINE):
+        """The next event; None at the end."""
+        end = time.monotonic() + deadline
+        while b"\n" not in self.buffer:
+            if not select.select([self.popen.stdout], [], [], max(0, end - time.monotonic()))[0]:
+                raise TimeoutError("no event of the backup")
+            data = os.read(self.popen.stdout.fileno(), 1 << 16)
+            if not data:
+                return None
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def until(self, name, **members):
+        """The first event of that name with these members, those before it dropped."""
+        while True:
+            event = self.event()
+            if event is None:
+                self.finish()
+                raise AssertionError(f"the backup ended before '{name}': {self.stderr}")
+            if event["event"] == name and all(event.get(k) == v for k, v in members.items()):
+                return event
+
+    def signal(self, number=signal.SIGINT):
+        self.popen.send_signal(number)
+
+    def finish(self):
+        """See it to its end: exit status and the last event."""
+        last = None
+        while (event := self.event()) is not None:
+            last = event
+        self.stderr = self.popen.stderr.read().decode()
+        self.popen.stdout.close()
+        self.popen.stderr.close()
+        status = self.popen.wait(DEADLINE)
+        assert "Sanitizer" not in self.stderr, self.stderr
+        return status, last
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
