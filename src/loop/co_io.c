@@ -8,7 +8,9 @@
 #include "loop/workers.h"
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <poll.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* --- Worker pool --- */
@@ -95,6 +97,13 @@ static ssize_t co_run_op(struct engine_op *op)
 
 /* --- Files --- */
 
+bool io_is_in_memory(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
 /* Whether a write should be tried on the loop itself.
  *
  * A buffered write is a copy into the page cache: one or two microseconds, less
@@ -130,27 +139,29 @@ static void learn_from_write(struct inline_writes *w, uint64_t ns)
 }
 
 /* -EAGAIN when it must go to the engine. */
-static ssize_t read_inline(const struct engine_op *op)
+static ssize_t read_inline(const struct engine_op *op, bool memory)
 {
-    ssize_t r = preadv2(op->fd, op->rw.iov, op->rw.niov, (off_t)op->rw.off, RWF_NOWAIT);
+    int flags = memory ? 0 : RWF_NOWAIT;
+    ssize_t r = preadv2(op->fd, op->rw.iov, op->rw.niov, (off_t)op->rw.off, flags);
 
     /* Everything that could be told better by the engine is told by the engine: not
      * cached, a file system that cannot do this, a signal, an error. */
     return r < 0 ? -EAGAIN : r;
 }
 
-static ssize_t write_inline(const struct engine_op *op)
+static ssize_t write_inline(const struct engine_op *op, bool memory)
 {
     struct inline_writes *w = &loop_current()->inline_writes;
 
-    if (!may_write_inline(w))
+    if (!memory && !may_write_inline(w))
         return -EAGAIN;
 
-    uint64_t began = loop_now();
+    uint64_t began = memory ? 0 : loop_now();
     ssize_t r = pwritev(op->fd, op->rw.iov, op->rw.niov, (off_t)op->rw.off);
     int e = errno;
 
-    learn_from_write(w, loop_now() - began);
+    if (!memory)
+        learn_from_write(w, loop_now() - began);
     return r < 0 ? (e == EINTR ? -EAGAIN : -e) : r;
 }
 
@@ -167,7 +178,9 @@ static ssize_t co_rw(struct engine_op *op, unsigned hints)
     if (hints & IO_DSYNC)
         op->rw.flags |= RWF_DSYNC;
     if ((hints & (IO_INLINE | IO_ASYNC | IO_DSYNC)) == IO_INLINE) {
-        r = op->kind == OP_PREADV ? read_inline(op) : write_inline(op);
+        bool memory = hints & IO_MEMORY;
+
+        r = op->kind == OP_PREADV ? read_inline(op, memory) : write_inline(op, memory);
         if (r != -EAGAIN)
             return r;
     }

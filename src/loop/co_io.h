@@ -17,11 +17,17 @@
 /* How an operation on a file should run. */
 enum io_hint {
     IO_DEFAULT = 0,
-    IO_INLINE = 1, /* buffered and small: try without leaving the thread first (a read with
-                    * RWF_NOWAIT; a write only as long as such writes have been quick) */
+    IO_INLINE = 1, /* buffered (not O_DIRECT) and small: try without leaving the thread first (a
+                    * read with RWF_NOWAIT; a write as long as such writes have been quick) */
     IO_ASYNC = 2,  /* bulk or slow: straight to a worker (IOSQE_ASYNC), never on the loop */
-    IO_DSYNC = 4,  /* write through (RWF_DSYNC) */
+    IO_DSYNC = 4,  /* write through (RWF_DSYNC); never inline */
+    IO_MEMORY = 8, /* with IO_INLINE: the file is in memory (io_is_in_memory), so that there is
+                    * no doubt: a plain call. tmpfs knows no RWF_NOWAIT, and asking costs */
 };
+
+/* Whether @fd is a file that lives in memory: a tmpfs or a memfd. To be asked
+ * once, when it is opened. Does not suspend. */
+bool io_is_in_memory(int fd);
 
 ssize_t co_preadv(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);
 ssize_t co_pwritev(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);

@@ -61,7 +61,7 @@ struct engine_ops {
     /* From the thread that will run the loop, each time before it does. */
     void (*start)(struct engine *e);
 
-    /* Begin @op; engine_op_done comes in some later turn, never inside this. */
+    /* Begin @op; engine_op_done may come in here already. */
     void (*submit)(struct engine *e, struct engine_op *op);
 
     /* End an OP_POLL early: it will be done with -ECANCELED, or with what came

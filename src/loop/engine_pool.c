@@ -19,11 +19,18 @@
 /* Events taken from the kernel at once. */
 #define BATCH 128
 
+/* Those who wait for one descriptor. */
+struct waits {
+    struct list ops;        /* of struct engine_op */
+    uint32_t armed;         /* what the kernel watches for; means nothing while @ops is
+                             * empty, as the descriptor may be closed then */
+};
+
 struct pool {
     struct engine base;
     int epoll_fd;
     bool no_pwait2;         /* a kernel before 5.11, or a filter */
-    struct list *waits;     /* by descriptor: of struct engine_op */
+    struct waits *waits;    /* by descriptor */
     size_t n_fds;           /* entries of @waits */
 };
 
@@ -32,20 +39,21 @@ static struct pool *to_pool(struct engine *e)
     return container_of(e, struct pool, base);
 }
 
-/* The list of those who wait for @fd. Descriptors are small numbers, bounded by
- * RLIMIT_NOFILE. */
-static struct list *waits_of(struct pool *p, int fd)
+/* Descriptors are small numbers, bounded by RLIMIT_NOFILE. */
+static struct waits *waits_of(struct pool *p, int fd)
 {
     size_t need = (size_t)fd + 1;
 
     if (need > p->n_fds) {
         size_t n = MAX(need, p->n_fds * 2);
-        struct list *bigger = xcalloc(n, sizeof(*bigger));
+        struct waits *bigger = xcalloc(n, sizeof(*bigger));
 
         for (size_t i = 0; i < n; i++) {
-            list_init(&bigger[i]);
-            if (i < p->n_fds)
-                list_splice_tail(&bigger[i], &p->waits[i]);
+            list_init(&bigger[i].ops);
+            if (i < p->n_fds) {
+                list_splice_tail(&bigger[i].ops, &p->waits[i].ops);
+                bigger[i].armed = p->waits[i].armed;
+            }
         }
         free(p->waits);
         p->waits = bigger;
@@ -54,21 +62,19 @@ static struct list *waits_of(struct pool *p, int fd)
     return &p->waits[fd];
 }
 
-/* Tell the kernel what @fd is waited for now. */
-static int arm(struct pool *p, int fd)
+/* Have the kernel watch @fd for @events. POLLIN is EPOLLIN and so on: it has one
+ * set of numbers for both. */
+static int arm(struct pool *p, int fd, uint32_t events)
 {
-    struct epoll_event ev = { .events = EPOLLONESHOT, .data.fd = fd };
-    struct engine_op *op;
+    struct epoll_event ev = { .events = events | EPOLLONESHOT, .data.fd = fd };
 
-    /* POLLIN is EPOLLIN and so on: the kernel has one set of numbers for both. */
-    list_for_each(op, waits_of(p, fd), link)
-        ev.events |= (unsigned short)op->events;
-    if (epoll_ctl(p->epoll_fd, EPOLL_CTL_MOD, fd, &ev) == 0)
-        return 0;
-    /* Not known yet, or not any more, as it was closed in between. */
-    if (errno == ENOENT && epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, fd, &ev) == 0)
-        return 0;
-    return -errno;
+    if (epoll_ctl(p->epoll_fd, EPOLL_CTL_MOD, fd, &ev) < 0) {
+        /* Not known yet, or not any more, as it was closed in between. */
+        if (errno != ENOENT || epoll_ctl(p->epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0)
+            return -errno;
+    }
+    p->waits[fd].armed = events;
+    return 0;
 }
 
 static void pool_submit(struct engine *e, struct engine_op *op)
@@ -80,15 +86,18 @@ static void pool_submit(struct engine *e, struct engine_op *op)
         engine_op_done(op, -EBADF);
         return;
     }
-    list_push_tail(waits_of(p, op->fd), &op->link);
 
-    int r = arm(p, op->fd);
+    struct waits *w = waits_of(p, op->fd);
+    uint32_t already = list_empty(&w->ops) ? 0 : w->armed;
+    uint32_t wanted = already | (unsigned short)op->events;
+    int r = already == wanted && already ? 0 : arm(p, op->fd, wanted);
 
-    if (r < 0) {
-        list_del(&op->link);
-        /* A regular file never waits, and epoll does not take it. */
-        engine_op_done(op, r == -EPERM ? op->events & (POLLIN | POLLOUT) : r);
-    }
+    if (r == 0)
+        list_push_tail(&w->ops, &op->link);
+    else if (r == -EPERM)
+        engine_op_done(op, op->events & (POLLIN | POLLOUT));   /* a file: it never waits */
+    else
+        engine_op_done(op, r);
 }
 
 static void pool_cancel(struct engine *e, struct engine_op *op)
@@ -100,23 +109,26 @@ static void pool_cancel(struct engine *e, struct engine_op *op)
 
 static void fd_has_event(struct pool *p, int fd)
 {
-    struct list *waits = waits_of(p, fd);
+    struct waits *w = waits_of(p, fd);
     struct engine_op *op, *next;
+    uint32_t left = 0;
 
-    list_for_each_safe(op, next, waits, link) {
+    list_for_each_safe(op, next, &w->ops, link) {
         struct pollfd pfd = { .fd = fd, .events = op->events };
 
         if (poll(&pfd, 1, 0) > 0) {
             list_del(&op->link);
             engine_op_done(op, pfd.revents);
+        } else {
+            left |= (unsigned short)op->events;
         }
     }
-    if (list_empty(waits))
+    if (list_empty(&w->ops))
         return;
 
-    int r = arm(p, fd);
+    int r = arm(p, fd, left);
 
-    while (r < 0 && (op = list_pop_head(waits, struct engine_op, link)))
+    while (r < 0 && (op = list_pop_head(&w->ops, struct engine_op, link)))
         engine_op_done(op, r);
 }
 

@@ -106,8 +106,12 @@ static void watch_fired(void *arg)
     struct workers *w = arg;
 
     pthread_mutex_lock(&w->lock);
-    if (w->n_queued && w->progress == w->watched_progress && w->n_threads < WORKERS_MAX)
-        start_thread(w);
+    unsigned more = 0;
+    if (w->progress == w->watched_progress)
+        more = MIN(w->n_queued, w->n_threads);
+    more = MIN(more, WORKERS_MAX - w->n_threads);
+    while (more-- && start_thread(w))
+        ;
     if (w->n_queued) {
         w->watched_progress = w->progress;
         loop_timer_arm(&w->watch, loop_now() + WORKERS_STUCK_NS);

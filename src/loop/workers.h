@@ -6,8 +6,8 @@
  * Threads start when there is work and no idle one, up to twice the CPUs (at
  * least 4, at most 16), and end after ten idle seconds. A job that hangs (a dead
  * file server) keeps its thread; when work waits and no job has begun or ended
- * for 100 ms the pool takes one thread more, and so on up to 64, so that some
- * hung jobs do not hold up the others. With 64 hung ones new work waits.
+ * for 100 ms the pool doubles, and so on up to 64 threads, so that some hung
+ * jobs do not hold up the others. With 64 hung ones new work waits.
  *
  * Each loop has a pool of its own, so that what hangs on one loop's disks
  * cannot use up the threads of another's.

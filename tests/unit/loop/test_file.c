@@ -5,6 +5,7 @@
 #include "loop_test.h"
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -265,6 +266,37 @@ static void after_a_slow_write_the_loop_is_spared(void **state)
     in_loop(after_a_slow_write_the_loop_is_spared_body);
 }
 
+static void a_file_in_memory_is_known_and_never_left_waiting_body(void)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC), dir = open("/proc", O_RDONLY | O_CLOEXEC);
+    char out[] = "0123456789", in[10] = "";
+    struct iovec w = { out, 10 }, r = { in, 10 };
+    unsigned before;
+
+    assert_true(io_is_in_memory(fd));
+    assert_false(io_is_in_memory(dir));
+    assert_false(io_is_in_memory(-1));
+    others_end = false;
+    gate_init(&gate, 1);
+    co_start(count_turns, NULL);
+    co_yield();
+    before = turns_of_others;
+    assert_int_equal(co_pwritev(fd, &w, 1, 5, IO_INLINE | IO_MEMORY), 10);
+    assert_int_equal(co_preadv(fd, &r, 1, 5, IO_INLINE | IO_MEMORY), 10);
+    assert_int_equal(turns_of_others, before);
+    assert_memory_equal(in, out, 10);
+    assert_int_equal(co_preadv(-1, &r, 1, 5, IO_INLINE | IO_MEMORY), -EBADF);
+    others_end = true;
+    co_gate_wait(&gate);
+    close(dir);
+    close(fd);
+}
+
+static void a_file_in_memory_is_known_and_never_left_waiting(void **state)
+{
+    in_loop(a_file_in_memory_is_known_and_never_left_waiting_body);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_is_written_is_read),
     cmocka_unit_test(end_of_file_is_a_short_read),
@@ -274,6 +306,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(thousands_of_reads_at_once),
     cmocka_unit_test(io_goes_on_while_the_ready_list_is_never_empty),
     cmocka_unit_test(after_a_slow_write_the_loop_is_spared),
+    cmocka_unit_test(a_file_in_memory_is_known_and_never_left_waiting),
 };
 
 LOOP_TEST_MAIN(tests)
