@@ -18,7 +18,9 @@ static unsigned io_hints(const struct file_state *s, uint64_t len, unsigned flag
 {
     if (s->mem_align > 1)
         return IO_DEFAULT;
-    return len > INLINE_MAX || (flags & REQ_BULK) ? IO_ASYNC : IO_INLINE;
+    if (len > INLINE_MAX || (flags & REQ_BULK))
+        return IO_ASYNC;
+    return IO_INLINE | (s->in_memory ? IO_MEMORY : 0);
 }
 
 static int co_read(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,

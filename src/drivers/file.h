@@ -31,6 +31,7 @@ struct file_state {
     int tail_fd;             /* O_DIRECT and a size that is not aligned: the same file buffered,
                               *   for writes to the last block; else -1 */
     bool device;
+    bool in_memory;          /* on tmpfs: no transfer waits for a disk */
     uint32_t mem_align;      /* of buffers; 1 unless O_DIRECT */
 
     /* What turned out not to work on this file system; not tried again. */

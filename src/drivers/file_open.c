@@ -22,6 +22,7 @@ struct opening {
     bool device, read_only, direct, lock;
 
     int fd, tail_fd;
+    bool in_memory;
     struct stat st;
     uint64_t size;
     uint32_t request_align, mem_align;
@@ -142,6 +143,7 @@ static int open_blocking(void *arg)
 
     if (ok && j->direct)
         ok = probe_direct(j) && (j->device || j->read_only || open_tail(j));
+    j->in_memory = ok && io_is_in_memory(j->fd);
     return ok ? 0 : -1;
 }
 
@@ -189,6 +191,7 @@ bool co_file_open(struct node *n, const void *opts, struct err *err)
     s->fd = j.fd;
     s->tail_fd = j.tail_fd;
     s->device = j.device;
+    s->in_memory = j.in_memory;
     s->mem_align = j.mem_align;
     s->filename = xstrdup(o->filename);
     co_mutex_init(&s->resizing);
