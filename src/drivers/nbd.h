@@ -129,6 +129,7 @@ struct nbd_request {
     struct list link;         /* s->in_flight */
     struct nbd_state *s;
     struct co *co;
+    bool done;
     int error;                /* positive errno or 0; ENOTCONN: the connection was lost */
 };
 /* The request has ended with @error; its coroutine goes on. */

@@ -33,6 +33,7 @@ void nbd_request_done(struct nbd_request *rq, int error)
 {
     list_del(&rq->link);
     rq->s->n_in_flight--;
+    rq->done = true;
     rq->error = error;
     co_wake(rq->co);
 }
@@ -60,8 +61,9 @@ static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *en
     return 0;
 }
 
-/* Hand a command to libnbd: a cookie, or -1 and rq->error is never set. */
-static int64_t issue(struct nbd_handle *h, const struct command *c, struct nbd_request *rq)
+/* Hand a command to libnbd. It may have ended with the connection already, and then
+ * what the call gives is read from freed memory (libnbd 1.14): rq->done tells. */
+static int64_t try_issue(struct nbd_handle *h, const struct command *c, struct nbd_request *rq)
 {
     nbd_completion_callback done = { .callback = on_done, .user_data = rq };
     nbd_extent_callback extents = { .callback = on_extents, .user_data = c->look };
@@ -85,6 +87,18 @@ static int64_t issue(struct nbd_handle *h, const struct command *c, struct nbd_r
     return -1;
 }
 
+static bool issue(struct nbd_state *s, const struct command *c, struct nbd_request *rq)
+{
+    rq->done = false;
+    list_push_tail(&s->in_flight, &rq->link);
+    s->n_in_flight++;
+    if (LIKELY(try_issue(s->h, c, rq) >= 0) || rq->done)
+        return true;
+    list_del(&rq->link);
+    s->n_in_flight--;
+    return false;
+}
+
 static int co_command(struct nbd_state *s, const struct command *c)
 {
     struct nbd_request rq = { .s = s, .co = co_self() };
@@ -97,13 +111,9 @@ static int co_command(struct nbd_state *s, const struct command *c)
             if (r < 0)
                 return r;
         }
-        list_push_tail(&s->in_flight, &rq.link);
-        s->n_in_flight++;
-        if (UNLIKELY(issue(s->h, c, &rq) < 0)) {
+        if (UNLIKELY(!issue(s, c, &rq))) {
             int error = nbd_get_errno();
 
-            list_del(&rq.link);
-            s->n_in_flight--;
             nbd_link_check(s);
             if (s->link == NBD_UP)
                 return error ? -error : -EIO;

@@ -86,6 +86,21 @@ CO_TEST(a_hung_server_is_given_up_by_cancelling)
     kill_server(&s);
 }
 
+CO_TEST(closing_does_not_wait_for_a_negotiation_that_hangs)
+{
+    struct server s = start_nbdkit(test_path("n"), ARGS("memory", "4M"));
+    struct node *n = co_open_nbd(&s, "");
+    uint64_t before;
+
+    hang_server(&s);
+    node_cancel_in_flight(n);
+    co_sleep(300 * NSEC_PER_MSEC);       /* it has connected again by then */
+    before = loop_now();
+    co_node_unref(n);
+    assert_true(loop_now() - before < 2 * NSEC_PER_SEC);
+    kill_server(&s);
+}
+
 /* Large writes fill the socket, so that the client is in the middle of sending. */
 static void co_fly_large(void *arg)
 {
@@ -351,6 +366,7 @@ CO_TEST(a_server_that_dies_under_load_fails_requests_cleanly)
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(requests_fail_when_the_server_is_killed),
     cmocka_unit_test(a_hung_server_is_given_up_by_cancelling),
+    cmocka_unit_test(closing_does_not_wait_for_a_negotiation_that_hangs),
     cmocka_unit_test(cancelling_works_in_the_middle_of_a_request),
     cmocka_unit_test(closing_does_not_wait_for_a_hung_server),
     cmocka_unit_test(requests_wait_for_a_server_that_comes_back_in_time),
