@@ -143,6 +143,7 @@ CO_TEST(after_a_failed_flush_no_flush_succeeds)
     assert_int_equal(co_node_flush(n), r);
     co_node_unref(n);
     close(d.fd);
+    assert_int_equal(umount2(dir, MNT_DETACH), 0);
 }
 
 static const struct CMUnitTest tests[] = {
