@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/schema.h"
+#include "drivers/drivers.h"
 #include "drivers/image_dirs.h"
 #include <getopt.h>
 #include <stdio.h>
@@ -30,6 +31,7 @@ static bool co_blockdev(struct daemon *d, const char *text, struct err *err)
 
 static char *blockdev_help(void)
 {
+    drivers_register_all();
     return qmp_command_help("blockdev-add");
 }
 

@@ -302,9 +302,10 @@ static int describe_there(void *arg)
         ret->has_backing_file = true;
         ret->backing_file = xstrdup(ret->image.full_backing_filename);
     }
-    for (struct node *b = node_backing(n); b; b = node_backing(b))
-        ret->backing_file_depth++;
     if (!d->flat) {
+        /* As in QEMU, which counts while it tells of them. */
+        for (struct node *b = node_backing(n); b; b = node_backing(b))
+            ret->backing_file_depth++;
         ret->image.backing_image = backing_images(n);
         ret->image.has_backing_image = ret->image.backing_image != NULL;
     }

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same conversation with qemu-storage-daemon and with us gives the same answers.
+
+Each case is a list of messages, sent one after the other to both programs in a folder of
+its own with the same files in it; the responses are compared whole, error texts included,
+after what cannot be the same (times, sizes on disk) was made so. Where we mean to answer
+differently the case says so next to the message, with the reason:
+
+    differs("why", message)     only success or failure, and the error class, are compared
+"""
+import json
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+import stillpoint
+
+QSD = shutil.which("qemu-storage-daemon")
+pytestmark = pytest.mark.skipif(not QSD, reason="qemu-storage-daemon is not installed")
+
+
+class differs:
+    def __init__(self, why, message):
+        self.why = why
+        self.message = message
+
+
+def cmd(command, **arguments):
+    message = {"execute": command}
+    if arguments:
+        message["arguments"] = {k.replace("_", "-"): v for k, v in arguments.items()}
+    return message
+
+
+def add(driver, **options):
+    return cmd("blockdev-add", driver=driver, **options)
+
+
+def file(name):
+    return {"driver": "file", "filename": name}
+
+
+RAW = add("raw", node_name="r0", file=file("a.raw"))
+SERVER = cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd.sock"}})
+OURS_SAYS_BY_WHOM = "we say by whom it is in use"
+MESSAGES_OF_ANOTHER_PARSER = "the words after 'JSON parse error, ' are our parser's"
+
+
+def backup(**kwargs):
+    return cmd("drive-backup", **{"device": "r0", "target": "t.raw", "sync": "full", "job_id": "j",
+                                  "format": "raw", **kwargs})
+
+
+HELD_JOB = backup(auto_finalize=False, auto_dismiss=False)
+
+CASES = {
+    "messages that are not commands": [
+        [], 5, "abc", None, True,
+        {}, {"arguments": {}}, {"execute": 5}, {"execute": None},
+        {"execute": "query-version", "arguments": []},
+        {"execute": "query-version", "foo": 1},
+        {"exec": "query-version"},
+        {"execute": "nope"}, {"execute": "nope", "id": 1}, {"execute": ""},
+        {"execute": "query-version", "arguments": {"a": 1}, "id": {"x": [1, None]}},
+        {"execute": "query-jobs", "id": None}, {"execute": "query-jobs", "id": "x"},
+        cmd("qmp_capabilities"),
+        {"exec-oob": "query-jobs"},
+    ],
+    "rubbish": [
+        differs(MESSAGES_OF_ANOTHER_PARSER, raw) for raw in
+        (b"foo\n", b"}\n", b"]\n", b",\n", b'{"a":}\n', b'{"a" "b"}\n', b'{"a":1,"a":2}\n',
+         b'{"execute":tru}\n', b'{"execute":"abc\n')
+    ] + [
+        b'{"execute":"query-jobs"}', b"{'execute':'query-jobs'}",
+        b'{"execute":\n"query-jobs"\n}\n', b'{"execute":"query-jobs","id":"\\u00e4"}',
+        b'{"execute":"query-jobs","id":"it\\\'s"}', b"{'execute':'query-jobs','id':'\"'}",
+    ],
+    "blockdev-add": [
+        add("nope"), cmd("blockdev-add"), cmd("blockdev-add", driver=5),
+        add("file"), add("file", filename="a.raw"),
+        add("file", filename=5, node_name="n"),
+        add("file", filename="a.raw", node_name="n", foo=1),
+        add("file", filename="a.raw", node_name="n", cache={"direct": "on"}),
+        add("file", filename="a.raw", node_name="n", cache={"foo": True}),
+        add("file", filename="a.raw", node_name="n", cache=True),
+        add("file", filename="a.raw", node_name="n", discard="on"),
+        add("file", filename="a.raw", node_name="n", read_only="on"),
+        add("file", filename="nope.raw", node_name="n"),
+        add("file", filename="no/dir", node_name="n"),
+        differs("we say what a name may be", add("file", filename="a.raw", node_name="n 0")),
+        differs("we say what a name may be", add("file", filename="a.raw", node_name="0n")),
+        differs("we say which and how long it may be",
+                add("file", filename="a.raw", node_name="n" * 40)),
+        add("raw", node_name="n"), add("raw", node_name="n", file=None),
+        add("raw", node_name="n", file=file("nope.raw")),
+        add("raw", node_name="n", file={"driver": "file"}),
+        add("raw", node_name="n", file={"driver": "file", "filename": "a.raw", "x": 1}),
+        differs("we say whose child it was to be", add("raw", node_name="n", file="nope")),
+        add("raw", node_name="n", file=file("a.raw"), size="1k"),
+        RAW, RAW,
+        add("raw", node_name="r1", file="r0"),
+        differs("we say which file", add("qcow2", node_name="q0", file=file("notqcow2.raw"))),
+        add("qcow2", node_name="q0", file=file("b.qcow2")),
+    ],
+    "blockdev-del": [
+        add("file", filename="a.raw", node_name="n0"), add("raw", node_name="r0", file="n0"),
+        cmd("blockdev-del"), cmd("blockdev-del", node="n0"), cmd("blockdev-del", node_name=1),
+        cmd("blockdev-del", node_name="nope"),
+        differs(OURS_SAYS_BY_WHOM, cmd("blockdev-del", node_name="n0")),
+        cmd("blockdev-del", node_name="r0"), cmd("blockdev-del", node_name="r0"),
+        cmd("blockdev-del", node_name="n0"), cmd("query-named-block-nodes"),
+    ],
+    "query-named-block-nodes": [
+        RAW, add("qcow2", node_name="q0", file=file("b.qcow2")),
+        add("qcow2", node_name="q1", read_only=True, file=file("over.qcow2")),
+        cmd("query-named-block-nodes"), cmd("query-named-block-nodes", flat=True),
+        cmd("query-named-block-nodes", flat=1), cmd("query-named-block-nodes", x=1),
+    ],
+    "nbd-server-start": [
+        cmd("nbd-server-start"), cmd("nbd-server-start", addr="x"),
+        cmd("nbd-server-start", addr={}),
+        differs("we give the whole path of an enum's value",
+                cmd("nbd-server-start", addr={"type": "x"})),
+        cmd("nbd-server-start", addr={"type": "unix"}),
+        cmd("nbd-server-start", addr={"type": "unix", "data": {}}),
+        cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "s", "x": 1}}),
+        cmd("nbd-server-start", addr={"type": "inet", "data": {"host": "127.0.0.1"}}),
+        cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "no/dir/s"}}),
+        cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}, max_connections=-1),
+        differs("this is what QEMU says of other integers",
+                cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}},
+                    max_connections="1")),
+        cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "s"}}, tls_creds="x"),
+        cmd("nbd-server-stop"),
+        SERVER, SERVER, cmd("nbd-server-stop"), cmd("nbd-server-stop"), SERVER,
+    ],
+    "exports": [
+        RAW,
+        cmd("block-export-add", type="nbd", id="e", node_name="r0"),
+        SERVER,
+        cmd("block-export-add"), cmd("block-export-add", type="nope", id="e", node_name="r0"),
+        cmd("block-export-add", type="nbd", id="e"), cmd("block-export-add", type="nbd"),
+        cmd("block-export-add", type="nbd", id="e 0", node_name="r0"),
+        cmd("block-export-add", type="nbd", id="e", node_name="nope"),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", writable="on"),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", iothread="x"),
+        differs("we do not repeat a name of any length",
+                cmd("block-export-add", type="nbd", id="e", node_name="r0", name="x" * 5000)),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", foo=1),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", bitmaps=[]),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", name="other"),
+        cmd("block-export-add", type="nbd", id="f", node_name="r0"),
+        cmd("query-block-exports"),
+        differs(OURS_SAYS_BY_WHOM, cmd("blockdev-del", node_name="r0")),
+        cmd("block-export-del"), cmd("block-export-del", id="nope"),
+        cmd("block-export-del", id="f", mode="nope"),
+        cmd("block-export-del", id="f", mode="hard"), cmd("block-export-del", id="e"),
+        cmd("query-block-exports"), cmd("blockdev-del", node_name="r0"),
+    ],
+    "a read-only node": [
+        add("raw", node_name="r0", read_only=True, file=file("a.raw")), SERVER,
+        cmd("block-export-add", type="nbd", id="e", node_name="r0", writable=True),
+        cmd("block-export-add", type="nbd", id="e", node_name="r0"),
+    ],
+    "exports end with the server": [
+        RAW, SERVER, cmd("block-export-add", type="nbd", id="e", node_name="r0"),
+        cmd("nbd-server-stop"), cmd("query-block-exports"), cmd("blockdev-del", node_name="r0"),
+    ],
+    "no such job": [
+        cmd(c, device="j") for c in
+        ("block-job-cancel", "block-job-pause", "block-job-resume", "block-job-complete")
+    ] + [
+        cmd(c, id="j") for c in
+        ("block-job-finalize", "block-job-dismiss", "job-cancel", "job-pause", "job-resume",
+         "job-complete", "job-finalize", "job-dismiss")
+    ] + [
+        cmd("block-job-set-speed", device="j", speed=1),
+        cmd("block-job-set-speed", device="j"), cmd("block-job-set-speed", device="j", speed="x"),
+        cmd("block-job-cancel"), cmd("block-job-cancel", id="j"), cmd("job-cancel", device="j"),
+        cmd("job-cancel", id="j", force=True), cmd("block-job-cancel", device="j", force=1),
+        cmd("query-jobs"), cmd("query-block-jobs"),
+    ],
+    "drive-backup that cannot be": [
+        RAW,
+        cmd("drive-backup"), backup(sync=None), backup(sync="nope"), backup(target=None),
+        backup(device="nope"), backup(mode="nope"), backup(on_source_error="nope"),
+        backup(job_id="j j"), backup(job_id=""), backup(speed=-1), backup(speed="1M"),
+        backup(format="nope"), backup(target="no/dir"), backup(target="nope", mode="existing"),
+        backup(sync="bitmap"), backup(sync="incremental"), backup(bitmap_mode="never"),
+        differs("that we have no bitmaps is told", backup(sync="bitmap", bitmap="b")),
+        backup(x_perf={"max-workers": 0}), backup(x_perf={"max-chunk": -1}),
+        backup(x_perf={"foo": 1}), backup(foo=1),
+        differs("the reason that we give is not the lock", backup(target="a.raw")),
+        differs("the reason that we give is not the lock",
+                backup(target="a.raw", mode="existing")),
+        cmd("query-jobs"),
+    ],
+    "blockdev-backup that cannot be": [
+        RAW, add("raw", node_name="t0", file=file("t0.raw")),
+        add("raw", node_name="small", file=file("small.raw")),
+        cmd("blockdev-backup", device="r0", sync="full", job_id="j"),
+        cmd("blockdev-backup", device="r0", sync="full", job_id="j", target="nope"),
+        cmd("blockdev-backup", device="nope", sync="full", job_id="j", target="t0"),
+        cmd("blockdev-backup", device="r0", sync="full", job_id="j", target="t0", format="raw"),
+        differs("we say what and how large", cmd("blockdev-backup", device="r0", sync="full",
+                                                 job_id="j", target="small")),
+        cmd("blockdev-backup", device="r0", sync="full", job_id="j", target="r0"),
+        cmd("query-jobs"),
+    ],
+    "a job that waits": [
+        RAW, backup(target="t.raw", auto_finalize=False, auto_dismiss=False),
+        "wait pending",
+        cmd("query-jobs"), cmd("query-block-jobs"),
+        backup(target="u.raw"),
+        cmd("job-dismiss", id="j"), cmd("job-pause", id="j"), cmd("job-resume", id="j"),
+        cmd("block-job-complete", device="j"), cmd("block-job-set-speed", device="j", speed=1),
+        differs("we look at arguments before states",
+                cmd("block-job-set-speed", device="j", speed=-1)),
+        cmd("job-finalize", id="j"), "wait concluded",
+        cmd("query-jobs"), cmd("query-block-jobs"),
+        cmd("job-finalize", id="j"), cmd("job-pause", id="j"), cmd("job-cancel", id="j"),
+        cmd("block-job-cancel", device="j"),
+        cmd("job-dismiss", id="j"), cmd("query-jobs"), cmd("job-dismiss", id="j"),
+    ],
+    "a job that is steered": [
+        RAW, backup(sync="none", format="qcow2", target="t.qcow2"),
+        cmd("job-finalize", id="j"), cmd("job-dismiss", id="j"),
+        cmd("job-resume", id="j"),
+        cmd("block-job-set-speed", device="j", speed=100),
+        cmd("job-pause", id="j"), "wait paused", cmd("job-pause", id="j"),
+        cmd("block-job-pause", device="j"), cmd("block-job-cancel", device="j"),
+        cmd("block-job-resume", device="j"), "wait running", cmd("block-job-resume", device="j"),
+        cmd("block-job-cancel", device="j"), "wait null", cmd("query-jobs"),
+    ],
+}
+
+
+class Peer:
+    """One of the two programs in a folder, with a QMP client. Both run with that folder as
+    their working directory, so that names are the same in both."""
+
+    def __init__(self, argv, directory):
+        self.directory = directory
+        directory.mkdir()
+        for name, size in (("a.raw", 1 << 20), ("t0.raw", 1 << 20), ("small.raw", 1 << 19)):
+            with open(directory / name, "wb") as f:
+                f.truncate(size)
+        with open(directory / "a.raw", "r+b") as f:
+            f.write(b"data" * (1 << 18))
+        (directory / "notqcow2.raw").write_bytes(b"not an image" * 1000)
+        stillpoint.qemu_img("create", "-q", "-f", "qcow2", "b.qcow2", "1M", cwd=directory)
+        stillpoint.qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "-u",
+                            "over.qcow2", "2M", cwd=directory)
+        stillpoint.qemu_img("create", "-q", "-f", "qcow2", "base.qcow2", "1M", cwd=directory)
+        self.process = stillpoint.Process(
+            [*argv, "--chardev", "socket,id=c,path=qmp.sock,server=on,wait=off",
+             "--monitor", "chardev=c"], directory / "log", cwd=directory)
+        # The path from here may be longer than a socket's address takes.
+        cwd = os.open(".", os.O_RDONLY)
+        os.chdir(directory)
+        try:
+            self.qmp = stillpoint.Qmp.connect("qmp.sock", deadline=20)
+        finally:
+            os.fchdir(cwd)
+            os.close(cwd)
+
+    def say(self, message):
+        if isinstance(message, bytes):
+            self.qmp.send(message)
+        else:
+            self.qmp.send(json.dumps(message) + "\n")
+        try:
+            return self.qmp.response()
+        except TimeoutError:
+            raise AssertionError(f"no answer in {self.directory.name} to {message!r}") from None
+
+    def quit(self):
+        self.say(cmd("quit"))
+        assert self.process.wait() == 0, self.process.log()
+        assert "Sanitizer" not in self.process.log(), self.process.log()
+
+    def close(self):
+        self.qmp.close()
+        self.process.kill()
+
+
+@pytest.fixture
+def peers(tmp_path):
+    both = []
+    try:
+        both.append(Peer([QSD], tmp_path / "qemu"))
+        both.append(Peer([stillpoint.BINARY, "daemon"], tmp_path / "ours"))
+        yield both
+        for peer in both:
+            peer.quit()
+    finally:
+        for peer in both:
+            peer.close()
+
+
+# Facts of a node, a job or an image that depend on how the program works inside.
+HOW_IT_WORKS = {
+    "actual-size",          # QEMU creates images with more in them
+    "len", "offset",        # we count what is to be copied, not the whole disk
+    "current-progress", "total-progress",
+    "busy",
+    "active",               # since QEMU 10
+}
+
+
+def comparable(value, peer):
+    """Without what cannot be the same in both."""
+    if isinstance(value, dict):
+        return {k: comparable(v, peer) for k, v in value.items() if k not in HOW_IT_WORKS}
+    if isinstance(value, list):
+        # QEMU lists the newest first, and names nodes without a name by chance.
+        items = [comparable(v, peer) for v in value
+                 if not (isinstance(v, dict) and v.get("node-name", "").startswith("#"))]
+        return sorted(items, key=lambda i: json.dumps(i, sort_keys=True))
+    if isinstance(value, str):
+        # We resolve the names of backing files.
+        return value.replace(f"{peer.directory}/", "")
+    return value
+
+
+def outline(response):
+    """Success or the class of the error."""
+    return response["error"]["class"] if "error" in response else "success"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_those_of_qemu(peers, name):
+    different = []
+    for message in CASES[name]:
+        if isinstance(message, str) and message.startswith("wait "):
+            for peer in peers:
+                peer.qmp.wait_event("JOB_STATUS_CHANGE", id="j", status=message.split()[1])
+            continue
+        marked = isinstance(message, differs)
+        answers = [peer.say(message.message if marked else message) for peer in peers]
+        theirs, ours = (comparable(a, peer) for a, peer in zip(answers, peers))
+        if marked:
+            if outline(theirs) != outline(ours):
+                different.append((message.message, theirs, ours))
+            # A mark that is no longer needed would hide the next real difference.
+            elif theirs == ours:
+                different.append((message.message, "marked, but the same", ours))
+        elif theirs != ours:
+            different.append((message, theirs, ours))
+    assert not different, "\n".join(f"\n> {m}\nQEMU: {t}\nwe:   {o}" for m, t, o in different)
