@@ -19,7 +19,7 @@ static void view_free(struct view *v)
     store_free(v->store);
     bitmap_free(v->done);
     bitmap_free(v->held);
-    disk_close(v->user);
+    edge_detach(v->user);
     free(v);
 }
 
@@ -41,7 +41,7 @@ void view_unref(struct view *v)
 static bool co_view_init(struct view *v, const struct view_opts *opts, const char *who,
                          struct err *err)
 {
-    v->user = disk_open(v->node, who, EDGE_READ, EDGE_READ | EDGE_WRITE | EDGE_RESIZE, err);
+    v->user = edge_attach_user(v->node, who, EDGE_READ, EDGE_READ | EDGE_WRITE | EDGE_RESIZE, err);
     if (!v->user)
         return false;
     v->done = bitmap_new(v->granules);
@@ -195,7 +195,7 @@ int co_view_readv(struct view *v, uint64_t off, uint64_t len, const struct iovec
     if (len == 0 || r < 0)
         return r;
     if (!all_held(v, off, len)) {
-        r = co_disk_preadv(v->user, off, len, iov, niov, flags);
+        r = co_node_preadv(v->node, off, len, iov, niov, flags);
         /* I-V6: a view that has ended captures nothing: its answers count for nothing. */
         if (v->error || r < 0)
             return v->error ? v->error : r;

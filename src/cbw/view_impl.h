@@ -11,6 +11,11 @@
  *      held                  done, held   the store has it (I-V2)
  *      released              done, !held  nobody wants it (I-V3)
  *
+ * Neither captures nor consumers' reads go through the disk's door. Captures
+ * belong to guests' requests that are inside. Reads must go on while a door is
+ * being shut: a guest inside may be waiting for the scratch space that they are
+ * about to free. For an instant only writes have to stand still.
+ *
  * `done` is never cleared: that is what lets a guest write through after one
  * look, and a reader be right after one look behind its read.
  */
@@ -27,8 +32,7 @@
 struct view {
     /* Never changed. */
     struct node *node;             /* held through user */
-    struct disk_user *user;        /* consumers' reads go through the door; captures do not:
-                                    * they belong to guest requests that are inside */
+    struct edge *user;
     uint64_t size, granules;
     uint64_t timeout_ns;
     enum view_on_cbw_error on_error;
