@@ -78,16 +78,22 @@ static bool co_blockdev_del(const struct qmp_call *call, const void *args, void 
                             struct err *err)
 {
     const struct del_args *a = args;
+    struct qmp *q = call->qmp;
     struct deleting d = { .node = node_find(a->node_name, NULL), .err = err };
 
     if (!d.node)
         return err_set(err, -ENODEV, "Failed to find node with node-name='%s'", a->node_name);
 
+    /* Whoever lists nodes holds references. Ours has to be the last, so that name and
+     * files are free when the command is answered. */
+    co_mutex_lock(&q->nodes_lock);
+
     int r = co_node_call(d.node, co_del_there, &d);
 
+    co_mutex_unlock(&q->nodes_lock);
     co_node_unref(d.node);
     if (r == 0)
-        json_object_del(call->qmp->targets, a->node_name);
+        json_object_del(q->targets, a->node_name);
     return r == 0;
 }
 
@@ -334,7 +340,9 @@ static bool co_query_nodes(const struct qmp_call *call, const void *args, void *
     const struct named_nodes_args *a = args;
     struct listing l = { .flat = a->flat, .ret = ret };
 
+    co_mutex_lock(&call->qmp->nodes_lock);
     node_for_each(co_describe, &l);
+    co_mutex_unlock(&call->qmp->nodes_lock);
     return true;
 }
 

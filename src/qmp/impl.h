@@ -30,6 +30,8 @@ struct qmp {
     enum nbd_server_phase nbd_phase;
     json_t *iothreads;           /* an object whose keys are their ids */
     json_t *targets;             /* the same for nodes that blockdev-backup has written to */
+    struct co_mutex nodes_lock;  /* held while all nodes are listed and while one is deleted from
+                                  * the list, never while a disk is waited for */
 
     struct list monitors;        /* struct monitor */
     unsigned n_monitors;

@@ -21,6 +21,7 @@ struct qmp *qmp_new(const struct qmp_opts *o)
     q->quit_arg = o->arg;
     q->iothreads = json_object();
     q->targets = json_object();
+    co_mutex_init(&q->nodes_lock);
     q->exports = nbd_exports_new();
     nbd_exports_on_deleted(q->exports, on_export_deleted, q);
     list_init(&q->monitors);
