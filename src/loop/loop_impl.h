@@ -77,7 +77,7 @@ struct loop {
     struct list yielded;        /* of struct co: run in the next turn */
     struct list coroutines;     /* every one that has not ended */
     struct list idle_stacks;    /* of ended coroutines, kept for the next */
-    unsigned n_idle_stacks;
+    unsigned n_idle_stacks, n_stacks_made;
     struct list defers;
     struct timers timers;
     struct inline_writes inline_writes;

@@ -14,11 +14,12 @@
 #include <cmocka.h>
 
 #include "loop/co_io.h"
+#include "loop/co_sanitizer.h"
 #include "loop/co_sync.h"
 #include "loop/loop.h"
 
 /* ThreadSanitizer has room for some 8,000 coroutines. */
-#if defined(__SANITIZE_THREAD__)
+#ifdef CO_TSAN
 #define MANY 2000
 #else
 #define MANY 10000
