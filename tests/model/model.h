@@ -47,6 +47,7 @@ struct model {
     unsigned held;               /* writers that do */
     struct waitq go, still;
     uint64_t longest_ns;         /* a guest's request */
+    bool limited;                /* by a scratch limit: guests wait for slow drains */
     unsigned n_images;
     unsigned passed, failed, cancelled;   /* backups */
 };

@@ -72,6 +72,7 @@ static void pick_view(struct run *r)
     /* Where guests have to wait for the drain the target must not stand still. */
     if (one_in(m, 4) && (r->trouble == TROUBLE_NONE || r->trouble == TROUBLE_SLOW))
         v->scratch_limit = (1 + model_random(m, 64)) * VIEW_GRANULE;
+    m->limited |= v->scratch_limit != 0;
 }
 
 static void pick_trouble(struct run *r)
