@@ -196,6 +196,17 @@ int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned f
     return co_zero(s, &z, off, len, flags);
 }
 
+/* In version 2 what is unmapped shows the backing file again: where that has
+ * content, nothing can be given up. */
+static uint64_t first_discardable(const struct qcow2 *s)
+{
+    if (s->geo.version >= 3)
+        return 0;
+    if (qcow2_backing(s))
+        return div_round_up(node_size(qcow2_backing(s)), s->cluster_size);
+    return s->names_backing ? UINT64_MAX : 0;
+}
+
 int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
 {
     struct qcow2 *s = n->state;
@@ -206,8 +217,8 @@ int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
     if (r < 0)
         return r;
     whole_clusters(s, off, len, &first, &end);
-    /* Version 2 over a backing file: unmapped, the old content would show. */
-    if (first >= end || (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off)))
+    first = MAX(first, first_discardable(s));
+    if (first >= end)
         return 0;
     r = co_zero_clusters(s, &z, first, end - first);
     qcow2_sync_soon(s);

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What model.h declares.
+ */
+#include "model.h"
+#include "base/range.h"
+
+static struct model *m;          /* the one that is on */
+
+struct busy {
+    struct list link;
+    uint64_t off, len;
+};
+
+#define WORKERS 12
+
+static uint64_t below(uint64_t n)
+{
+    return test_random(&m->seed, n);
+}
+
+/* ---- operations ----------------------------------------------------------------------------- */
+
+static void check(int r)
+{
+    if (r < 0 && !m->may_fail)
+        fail_msg("%s: %s", m->shape->name, strerror(-r));
+    if (r < 0 && !m->failure)
+        m->failure = r;
+}
+
+static void touch(uint64_t off, uint64_t len)
+{
+    memset(m->touched + off / 512, 1, div_round_up(off + len, 512) - off / 512);
+}
+
+static bool is_free(uint64_t off, uint64_t len)
+{
+    struct busy *b;
+
+    list_for_each(b, &m->busy, link) {
+        if (ranges_overlap(off, len, b->off, b->len))
+            return false;
+    }
+    return true;
+}
+
+static void co_lock(struct busy *b)
+{
+    while (!is_free(b->off, b->len))
+        co_waitq_wait(&m->freed);
+    list_push_tail(&m->busy, &b->link);
+}
+
+static void unlock(struct busy *b)
+{
+    list_del(&b->link);
+    waitq_wake_all(&m->freed);
+}
+
+/* Small ones and large ones, aligned and not, and often close to each other. */
+static void pick_range(uint64_t *off, uint64_t *len)
+{
+    uint64_t size = m->node->size, most = below(8) ? 4 * m->shape->cluster : size / 2;
+    uint64_t unit = below(3) ? 512 : 1;
+
+    *len = 1 + below(MIN(most, size));
+    *off = below(2) ? below(size) : below(size / 8);
+    if (!below(3))
+        *off = align_down(*off, m->shape->cluster);
+    if (!below(3))
+        *len = align_up(*len, m->shape->cluster);
+    *off = MIN(align_down(*off, unit), size - 1);
+    *len = MIN(align_up(*len, unit), size - *off);
+}
+
+static void co_write(uint64_t off, uint64_t len)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(len);
+    int niov = 1 + (int)below(3);
+    struct iovec iov[3];
+    uint64_t cut = len / (uint64_t)niov;
+
+    for (uint64_t i = 0; i < len; i++)
+        data[i] = (unsigned char)(m->next_byte + i / 512);
+    m->next_byte++;
+    for (int i = 0; i < niov; i++)
+        iov[i] = (struct iovec){ data + (uint64_t)i * cut,
+                                 i == niov - 1 ? len - (uint64_t)i * cut : cut };
+    check(co_node_pwritev(m->node, off, len, iov, niov, 0));
+    memcpy(m->shadow + off, data, len);
+    touch(off, len);
+}
+
+static void compare(const unsigned char *got, uint64_t off, uint64_t len, const char *when)
+{
+    for (uint64_t i = 0; i < len; i++) {
+        if (got[i] != m->shadow[off + i])
+            fail_msg("%s: byte %" PRIu64 " is %d, not %d (%s)", m->shape->name, off + i, got[i],
+                     m->shadow[off + i], when);
+    }
+}
+
+static void co_read(uint64_t off, uint64_t len)
+{
+    CLEANUP(free) unsigned char *data = memset(xmalloc(len), 0x5a, len);
+
+    check(co_node_pread(m->node, off, len, data, 0));
+    if (!m->may_fail)
+        compare(data, off, len, "read");
+}
+
+/* Discards of whole clusters read as zero, but in version 2 over a backing file. */
+static void co_discard(uint64_t off, uint64_t len)
+{
+    uint64_t end = off + len, from = align_up(off, m->shape->cluster);
+    uint64_t to = end == m->node->size ? end : align_down(end, m->shape->cluster);
+    bool unmap = strstr(m->shape->options, "unmap") != NULL;
+
+    if (m->shape->version == 2)
+        from = MAX(from, align_up(m->shape->backing_size, m->shape->cluster));
+    check(co_node_discard(m->node, off, len));
+    if (unmap && from < to)
+        memset(m->shadow + from, 0, to - from);
+    touch(off, len);
+}
+
+static void co_zero(uint64_t off, uint64_t len)
+{
+    unsigned flags = below(2) ? REQ_MAY_UNMAP : 0;
+
+    check(co_node_write_zeroes(m->node, off, len, flags));
+    memset(m->shadow + off, 0, len);
+    touch(off, len);
+}
+
+static void co_look(uint64_t off, uint64_t len)
+{
+    struct block_status st;
+
+    check(co_node_status(m->node, off, len, &st));
+    if (m->may_fail)
+        return;
+    assert_true(st.len > 0 && st.len <= len);
+    for (uint64_t i = 0; (st.flags & STATUS_ZERO) && i < st.len; i++)
+        assert_int_equal(m->shadow[off + i], 0);
+    assert_true(!(st.flags & STATUS_DATA) || (st.flags & STATUS_ALLOCATED));
+}
+
+static void co_one_operation(void)
+{
+    struct busy b;
+    uint64_t what = below(100);
+
+    if (what < 4) {
+        check(co_node_flush(m->node));
+        return;
+    }
+    pick_range(&b.off, &b.len);
+    co_lock(&b);
+    if (what < 50)
+        co_write(b.off, b.len);
+    else if (what < 75)
+        co_read(b.off, b.len);
+    else if (what < 85)
+        co_discard(b.off, b.len);
+    else if (what < 95)
+        co_zero(b.off, b.len);
+    else
+        co_look(b.off, b.len);
+    unlock(&b);
+}
+
+static void co_worker(void *arg)
+{
+    while (m->left) {
+        m->left--;
+        co_one_operation();
+    }
+}
+
+/* ---- runs -------------------------------------------------------------------------------------- */
+
+void save_file(const char *name, const unsigned char *data, uint64_t len)
+{
+    make_file(test_path(name), 0);
+    file_write(test_path(name), 0, data, len);
+}
+
+/* The backing file, and what of it the disk shows. */
+static void make_backing(void)
+{
+    const struct shape *s = m->shape;
+    CLEANUP(free) unsigned char *data = xmalloc(s->backing_size);
+
+    for (uint64_t i = 0; i < s->backing_size; i++)
+        data[i] = i / 100000 % 4 ? (unsigned char)(i * 7 / 512) : 0;
+    save_file("base.raw", data, s->backing_size);
+    if (s->backing == QCOW2_BACKING)
+        must_run("qemu-img convert -f raw -O qcow2 base.raw base.qcow2");
+    memcpy(m->shadow, data, MIN(s->backing_size, s->size));
+}
+
+static void co_make(void)
+{
+    static const char *const names[] = { NULL, "base.raw", "base.qcow2" };
+    static const char *const formats[] = { NULL, "raw", "qcow2" };
+    const struct shape *s = m->shape;
+    struct qcow2_create_opts o = {
+        .size = s->size, .cluster_size = s->cluster, .version = s->version,
+        .refcount_bits = s->refcount_bits, .backing_file = names[s->backing],
+        .backing_format = formats[s->backing],
+    };
+
+    if (s->backing)
+        make_backing();
+    co_make_image("model.qcow2", &o);
+    expect_clean("model.qcow2", false);
+}
+
+void co_model_init(struct model *model, const struct shape *shape, uint64_t seed)
+{
+    *model = (struct model){ .shape = shape, .seed = seed };
+    m = model;
+    list_init(&model->busy);
+    waitq_init(&model->freed);
+    model->shadow = xzalloc(shape->size);
+    model->touched = xzalloc(div_round_up(shape->size, 512) + 1);
+    co_make();
+    expect_clean("model.qcow2", false);
+}
+
+void model_done(struct model *model)
+{
+    free(model->shadow);
+    free(model->touched);
+}
+
+void co_model_work(struct model *model, unsigned ops)
+{
+    struct crew crew = { 0 };
+
+    m = model;
+    model->left = ops;
+    for (unsigned i = 0; i < WORKERS; i++)
+        crew_start(&crew, co_worker, NULL);
+    co_crew_wait(&crew);
+}
+
+void co_model_compare(struct model *model, const char *when)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(model->node->size);
+
+    assert_int_equal(model->node->size, model->shape->size);
+    assert_int_equal(co_node_pread(model->node, 0, model->node->size, data, 0), 0);
+    compare(data, 0, model->node->size, when);
+}
+
+void model_judge(struct model *model)
+{
+    expect_clean("model.qcow2", false);
+    save_file("shadow.raw", model->shadow, model->shape->size);
+    expect_same("model.qcow2", "shadow.raw");
+}

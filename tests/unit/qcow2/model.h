@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A disk in an image and its shadow, a plain array of bytes, with random
+ * operations by several coroutines on both. Operations in flight do not overlap
+ * (those that would wait for each other), so the shadow is exact; they meet inside
+ * clusters, tables and caches. One model at a time.
+ */
+#ifndef TESTS_QCOW2_MODEL_H
+#define TESTS_QCOW2_MODEL_H
+
+#include "qcow2_test.h"
+
+enum backing { NO_BACKING, RAW_BACKING, QCOW2_BACKING };
+
+struct shape {
+    const char *name;
+    uint32_t cluster, refcount_bits, version;
+    uint64_t size;
+    enum backing backing;
+    uint64_t backing_size;
+    const char *options;         /* of the node, beginning with a comma */
+    unsigned ops;
+    bool snapshot;               /* the test has QEMU take one before it begins */
+};
+
+/* Options that keep next to nothing in memory. */
+#define TINY_CACHES ", 'l2-cache-size': 4096, 'refcount-cache-size': 4096, " \
+                    "'l2-cache-entry-size': 512"
+
+struct model {
+    const struct shape *shape;
+    uint64_t seed;
+    struct node *node;           /* the open image; the test opens and closes it */
+    unsigned char *shadow;
+    unsigned char *touched;      /* a byte for each 512: changed since the test cleared it */
+    unsigned left;               /* operations to do */
+    unsigned char next_byte;
+    struct list busy;            /* ranges of operations in flight */
+    struct waitq freed;
+    bool may_fail;               /* operations may; the shadow does not count then */
+    int failure;                 /* of the first that did */
+};
+
+/* Make model.qcow2 in test_dir(), empty, with its backing file. */
+void co_model_init(struct model *model, const struct shape *shape, uint64_t seed);
+void model_done(struct model *model);
+
+/* @ops random operations. */
+void co_model_work(struct model *model, unsigned ops);
+/* The disk reads as the shadow. */
+void co_model_compare(struct model *model, const char *when);
+/* The closed image is sound, and QEMU reads the shadow from it. */
+void model_judge(struct model *model);
+
+/* A file of these bytes in test_dir(). */
+void save_file(const char *name, const unsigned char *data, uint64_t len);
+
+#endif
