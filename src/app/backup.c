@@ -327,6 +327,14 @@ static enum backup_end run_job(struct backup_command *c)
     return backup_run_wait(&c->run);
 }
 
+/* A name without the way to it; of an URI all. */
+static const char *last_part(const char *name)
+{
+    const char *slash = image_name_is_uri(name) ? NULL : strrchr(name, '/');
+
+    return slash && slash[1] ? slash + 1 : name;
+}
+
 int cmd_backup(int argc, char **argv)
 {
     struct backup_command c = { .cbw_timeout = UINT64_MAX, .run.err = ERR_INIT };
@@ -339,7 +347,7 @@ int cmd_backup(int argc, char **argv)
         return cli_fail("backup", &c.run.err);
     c.began = loop_now();
     c.job = c.job_id ? xstrdup(c.job_id) : default_job_id(&c);
-    c.what = xasprintf("%s -> %s", c.source, c.target_name);
+    c.what = xasprintf("%s -> %s", last_part(c.source), last_part(c.target_name));
     progress_init(&c.progress, (enum progress_style)c.style, c.what, c.sync == SYNC_NONE,
                   c.began);
     c.run.interrupt = &c.interrupt;

@@ -108,28 +108,38 @@ static void add_figures(struct strbuf *sb, const struct progress *p,
         strbuf_addf(sb, "  %s", s->note);
 }
 
+static void add_bar(struct strbuf *sb, size_t cells, unsigned percents)
+{
+    size_t full = cells * percents / 100;
+
+    strbuf_addc(sb, '[');
+    for (size_t i = 0; i < cells; i++)
+        strbuf_addc(sb, i < full ? '=' : i == full ? '>' : ' ');
+    strbuf_add(sb, "]  ");
+}
+
+/* Where columns are few, the bar goes first, then the names, the figures last. */
 void progress_draw(struct strbuf *sb, const struct progress *p, const struct progress_state *s,
                    uint64_t rate, unsigned columns)
 {
     CLEANUP_STRBUF struct strbuf figures = STRBUF_INIT;
-    size_t start = sb->len, used, cells;
+    size_t start = sb->len, what = strlen(p->what) + 2, room;
+
+    if (!p->open_ended)
+        strbuf_addf(&figures, "%3u%% ", percent(s));
+
+    size_t bar_at = figures.len;
 
     add_figures(&figures, p, s, rate);
-    strbuf_addf(sb, "%s  ", p->what);
-    if (!p->open_ended) {
-        strbuf_addf(sb, "%3u%% ", percent(s));
-        used = sb->len - start + figures.len + strlen("[]  ");
-        cells = used < columns ? MIN(columns - used, (size_t)BAR_CELLS_MAX) : 0;
-        if (cells >= BAR_CELLS_MIN) {
-            size_t full = cells * percent(s) / 100;
-
-            strbuf_addc(sb, '[');
-            for (size_t i = 0; i < cells; i++)
-                strbuf_addc(sb, i < full ? '=' : i == full ? '>' : ' ');
-            strbuf_add(sb, "]  ");
-        }
+    room = columns > figures.len ? columns - figures.len : 0;
+    if (room >= what) {
+        strbuf_addf(sb, "%s  ", p->what);
+        room -= what;
     }
-    strbuf_add(sb, strbuf_text(&figures));
+    strbuf_addn(sb, strbuf_text(&figures), bar_at);
+    if (!p->open_ended && room >= BAR_CELLS_MIN + strlen("[]  "))
+        add_bar(sb, MIN(room - strlen("[]  "), (size_t)BAR_CELLS_MAX), percent(s));
+    strbuf_add(sb, strbuf_text(&figures) + bar_at);
     if (sb->len - start > columns)
         strbuf_cut(sb, start + columns);
 }

@@ -5,8 +5,8 @@ import os
 import subprocess
 
 import pytest
-from cli import MiB, make_image
-from stillpoint import qemu_img, run, stillpoint
+from cli import MiB, QemuNbd, make_image
+from stillpoint import qemu_img, stillpoint
 
 
 def fails(*args, status=1):
@@ -26,7 +26,7 @@ def chain(tmp_path):
                       writes=["write -P 3 64k 64k", "discard 512k 128k", "write -z 3M 128k"])
 
 
-# ---- create -----------------------------------------------------------------------------
+# ---- create ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options, expected", [
@@ -100,7 +100,7 @@ def test_create_keeps_off_an_image_in_use(tmp_path):
     qemu_img("check", image)
 
 
-# ---- info ---------------------------------------------------------------------------------
+# ---- info --------------------------------------------------------------------------------------
 
 
 def json_of(command, *args):
@@ -166,7 +166,7 @@ def test_a_raw_image_that_a_guest_made_look_like_qcow2(tmp_path):
     assert json_of(stillpoint, "info", "--json", "-f", "raw", image)["virtual-size"] == 4096
 
 
-# ---- map ----------------------------------------------------------------------------------
+# ---- map ---------------------------------------------------------------------------------------
 
 
 def without_compressed(entries):
@@ -208,7 +208,7 @@ def test_map_behind_the_end_of_a_short_backing_file(tmp_path):
     assert all(e["zero"] for e in entries if not e["data"])
 
 
-# ---- compare --------------------------------------------------------------------------------
+# ---- compare -----------------------------------------------------------------------------------
 
 
 def both_compare(a, b, *args):
@@ -278,7 +278,7 @@ def test_compare_reads_errors_as_errors(tmp_path):
     assert (ours.returncode > 0) == (theirs.returncode > 0)
 
 
-# ---- images that others have open ---------------------------------------------------------------
+# ---- images that others have open --------------------------------------------------------------
 
 
 class held_open:
@@ -321,15 +321,10 @@ def test_compare_an_image_that_is_being_written(tmp_path):
 def test_images_over_nbd(tmp_path):
     """An NBD URI stands wherever a file name does."""
     image = make_image(tmp_path / "a.raw", writes=["write -P 6 1M 1M"])
-    socket = tmp_path / "s"
-    run("qemu-nbd", "-f", "raw", "-k", socket, "-x", "e", "--shared=8", "-t", "--fork",
-        "--pid-file", tmp_path / "pid", image)
-    uri = f"nbd+unix:///e?socket={socket}"
-    try:
-        assert stillpoint("compare", "-U", image, uri).stdout == "Images are identical.\n"
-        assert json_of(stillpoint, "info", "--json", uri)["virtual-size"] == 8 * MiB
-        assert MiB in [e["start"] for e in json_of(stillpoint, "map", "--json", uri) if e["data"]]
-    finally:
-        os.kill(int((tmp_path / "pid").read_text()), 15)
+    with QemuNbd(tmp_path, image) as server:
+        assert stillpoint("compare", "-U", image, server.uri).stdout == "Images are identical.\n"
+        assert json_of(stillpoint, "info", "--json", server.uri)["virtual-size"] == 8 * MiB
+        entries = json_of(stillpoint, "map", "--json", server.uri)
+        assert MiB in [e["start"] for e in entries if e["data"]]
     assert "Failed to connect to '/nonexistent'" in fails("info",
                                                           "nbd+unix:///e?socket=/nonexistent")

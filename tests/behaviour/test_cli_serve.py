@@ -6,7 +6,7 @@ import socket
 
 import nbd
 import pytest
-from cli import MiB, Serve, make_image
+from cli import MiB, QemuNbd, Serve, make_image
 from stillpoint import Qmp, free_port, poll_until, qemu_img, run, stillpoint, terminate
 
 
@@ -152,13 +152,9 @@ def test_what_cannot_be_served_is_told(args, words, tmp_path):
 
 def test_an_image_that_somebody_has_open(tmp_path):
     image = make_image(tmp_path / "a.qcow2")
-    run("qemu-nbd", "-f", "qcow2", "-k", tmp_path / "q", "-t", "--fork", "--pid-file",
-        tmp_path / "pid", image)
-    try:
+    with QemuNbd(tmp_path, image, "qcow2"):
         words = refused(tmp_path, "a.qcow2")
         assert "'a.qcow2', or an image that it stands on, is open in another process" in words
-    finally:
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
 
 
 def test_nobody_else_opens_what_is_served(tmp_path):
@@ -230,14 +226,10 @@ def test_a_backing_file_elsewhere_has_to_be_allowed(tmp_path):
 
 def test_a_remote_disk_is_served_on(tmp_path):
     image = make_image(tmp_path / "a.raw", writes=["write -P 6 0 64k"])
-    run("qemu-nbd", "-f", "raw", "-k", tmp_path / "q", "-x", "far", "-t", "--shared=4", "--fork",
-        "--pid-file", tmp_path / "pid", image)
-    try:
-        with Serve(tmp_path, f"nbd+unix:///far?socket={tmp_path}/q") as s:
-            s.write("far", "read -P 6 0 64k", "write -P 9 64k 64k")
-    finally:
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
-    run("qemu-io", "-f", "raw", "-r", "-U", "-c", "read -P 9 64k 64k", image)
+    with QemuNbd(tmp_path, image) as far, Serve(tmp_path, far.uri) as s:
+        assert s.lines()[0].split()[0] == "e"
+        s.write("e", "read -P 6 0 64k", "write -P 9 64k 64k")
+    run("qemu-io", "-f", "raw", "-c", "read -P 9 64k 64k", image)
 
 
 def test_qmp_clients_can_add_disks(tmp_path):

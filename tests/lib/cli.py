@@ -87,15 +87,28 @@ class Serve(Process):
             assert "Sanitizer" not in self.log(), self.log()
 
 
+class QemuNbd(Process):
+    """A peer that serves an image as export "e" to several clients."""
+
+    def __init__(self, directory, image, fmt="raw"):
+        self.socket = os.path.join(str(directory), "qemu-nbd.sock")
+        self.uri = f"nbd+unix:///e?socket={self.socket}"
+        super().__init__(["qemu-nbd", "-f", fmt, "-k", self.socket, "-x", "e", "-t",
+                          "--shared=8", "--discard=unmap", image],
+                         os.path.join(str(directory), "qemu-nbd.log"))
+        poll_until("qemu-nbd", lambda: os.path.exists(self.socket) or not self.running())
+        assert self.running(), self.log()
+
+
 class Backup:
     """`stillpoint backup --progress json`, started; its events one by one."""
 
-    def __init__(self, source, target, *args, control=None, cwd=None):
+    def __init__(self, source, target, *args, control=None, **kwargs):
         argv = [BINARY, "backup", source, target, "--progress", "json", *args]
         if control:
             argv += ["--control", control]
-        self.popen = subprocess.Popen([str(a) for a in argv], stdout=subprocess.PIPE, cwd=cwd,
-                                      stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.popen = subprocess.Popen([str(a) for a in argv], stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **kwargs)
         self.buffer = b""
         self.stderr = ""
 
