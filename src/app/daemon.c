@@ -37,6 +37,9 @@ struct daemon {
     struct err *err;
 };
 
+/* See daemon_left_behind. Process-wide, as the process's end is. */
+static bool left_behind;
+
 /* Connections of servers that are not QMP's. */
 #define SERVER_GRACE_NS (2 * NSEC_PER_SEC)
 
@@ -158,8 +161,10 @@ static void co_set_up(void *arg)
 {
     struct daemon *d = arg;
 
-    if (d->opts->co_setup && !d->opts->co_setup(d, d->opts->setup_arg, d->err))
-        d->setup_failed = true;
+    bool ok = !d->opts->co_setup || d->opts->co_setup(d, d->opts->setup_arg, d->err);
+
+    /* What fails because the end was asked for is no failure. */
+    d->setup_failed = !ok && !d->ending;
     d->set_up = true;
     waitq_wake_all(&d->changed);
 }
@@ -246,5 +251,12 @@ bool daemon_run(const struct daemon_opts *o, struct err *err)
     /* What hangs cannot be freed under it; the process is about to end. */
     if (d->clean)
         free_all(d);
+    else
+        left_behind = true;
     return ok;
+}
+
+bool daemon_left_behind(void)
+{
+    return left_behind;
 }

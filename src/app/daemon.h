@@ -30,6 +30,11 @@ struct daemon_opts {
  * there are no other threads. */
 MUST_CHECK bool daemon_run(const struct daemon_opts *o, struct err *err);
 
+/* Whether a daemon_run that has returned left threads behind, waiting for
+ * something that hangs. Then the process must end by _exit: they run on, and
+ * would meet libraries that exit() has taken down. */
+bool daemon_left_behind(void);
+
 /* ---- for coroutines of the main loop ------------------------------------------- */
 
 void daemon_quit(struct daemon *d);

@@ -3,7 +3,9 @@
  * The program: finds the subcommand that is meant and runs it.
  */
 #include "app/app.h"
+#include "app/daemon.h"
 #include <stdio.h>
+#include <unistd.h>
 
 struct command {
     const char *name;
@@ -38,6 +40,17 @@ static void print_help(FILE *to)
     fprintf(to, "\n'stillpoint COMMAND --help' tells more, with an example.\n");
 }
 
+static int run(const struct command *c, int argc, char **argv)
+{
+    int status = c->main(argc, argv);
+
+    if (daemon_left_behind()) {
+        fflush(NULL);
+        _exit(status);
+    }
+    return status;
+}
+
 static bool is_one_of(const char *word, const char *a, const char *b, const char *c)
 {
     return strcmp(word, a) == 0 || strcmp(word, b) == 0 || strcmp(word, c) == 0;
@@ -59,7 +72,7 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         if (strcmp(argv[1], commands[i].name) == 0)
-            return commands[i].main(argc - 1, argv + 1);
+            return run(&commands[i], argc - 1, argv + 1);
     }
     fprintf(stderr, "stillpoint: there is no command '%s'\n"
                     "Try 'stillpoint --help'.\n", argv[1]);

@@ -98,7 +98,13 @@ static bool co_execute(struct qmp *q, struct qmp_session *session, const struct 
         .keyval = keyval,
     };
 
-    return co_run(c, &call, ret, err);
+    q->running++;
+
+    bool ok = co_run(c, &call, ret, err);
+
+    q->running--;
+    waitq_wake_all(&q->idle);
+    return ok;
 }
 
 static bool not_found(const char *command, struct err *err)

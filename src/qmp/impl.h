@@ -24,6 +24,8 @@ struct qmp {
     void *quit_arg;
     bool shutdown_told;          /* SHUTDOWN was sent */
     bool ending;                 /* no commands any more */
+    unsigned running;            /* commands */
+    struct waitq idle;
 
     struct nbd_exports *exports;
     struct nbd_server *nbd_server;

@@ -26,6 +26,7 @@ struct qmp *qmp_new(const struct qmp_opts *o)
     nbd_exports_on_deleted(q->exports, on_export_deleted, q);
     list_init(&q->monitors);
     waitq_init(&q->monitor_gone);
+    waitq_init(&q->idle);
     return q;
 }
 
@@ -127,14 +128,25 @@ static bool co_close_nodes(const struct qmp *q, bool targets, uint64_t deadline)
     return true;
 }
 
+/* See commands to their end that could still open something. */
+static bool co_finish_commands(struct qmp *q, uint64_t deadline)
+{
+    while (q->running) {
+        if (!co_waitq_wait_until(&q->idle, deadline))
+            return q->running == 0;
+    }
+    return true;
+}
+
 bool co_qmp_shutdown(struct qmp *q, enum qmp_shutdown_cause cause)
 {
     qmp_emit_shutdown(q, cause);
     q->ending = true;
+
+    bool ok = co_finish_commands(q, loop_now() + GRACE_NS);
+
     co_job_cancel_all(loop_now() + GRACE_NS);
-
-    bool ok = co_qmp_exports_close(q, loop_now() + GRACE_NS);
-
+    ok &= co_qmp_exports_close(q, loop_now() + GRACE_NS);
     ok &= co_close_nodes(q, false, loop_now() + WRITE_BACK_NS);
     ok &= co_close_nodes(q, true, loop_now() + GRACE_NS);
     ok &= co_qmp_monitors_close(q, loop_now() + GRACE_NS);
