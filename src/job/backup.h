@@ -28,7 +28,7 @@ enum backup_on_error {
     BACKUP_ON_ERROR_AUTO,       /* as enospc */
 };
 
-#define BACKUP_MAX_WORKERS_DEFAULT 16
+#define BACKUP_MAX_WORKERS_DEFAULT 8
 #define BACKUP_MAX_CHUNK_DEFAULT 0      /* the copier chooses */
 
 struct backup_opts {
