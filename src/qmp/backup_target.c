@@ -11,7 +11,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-/* ---- what shall be made ------------------------------------------------------------------- */
+/* ---- what shall be made ----------------------------------------------------------------- */
 
 /* The format that an image of @n's content has when nobody says another. */
 static const char *natural_format(struct node *n)
@@ -55,7 +55,7 @@ static bool check_format(const char *format, const struct node *backing, struct 
     return true;
 }
 
-/* ---- the file -------------------------------------------------------------------------------- */
+/* ---- the file -------------------------------------------------------------------------- */
 
 static int create_file(void *arg)
 {
@@ -115,7 +115,7 @@ static bool co_check_raw(struct node *file, const char *filename, struct err *er
     return true;
 }
 
-/* ---- making the image --------------------------------------------------------------------------- */
+/* ---- making the image ------------------------------------------------------------------ */
 
 static bool co_make_raw(struct node *file, uint64_t size, bool *ret_zero, struct err *err)
 {
@@ -161,7 +161,7 @@ static struct node *co_open_image(const char *format, struct node *file, struct 
     return co_open_json(json, err);
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------- */
 
 static bool co_open_over(struct node *source, const struct backup_target_opts *o,
                          const char *format, struct node *file, struct backup_target *t,

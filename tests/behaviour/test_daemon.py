@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stillpoint daemon` as a process: its options, where QMP clients come from, how it ends."""
+"""The command `stillpoint daemon` as a process: its options, where QMP clients come from, its end."""
 import contextlib
 import os
 import shutil
