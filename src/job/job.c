@@ -279,10 +279,13 @@ void job_drop(struct job *job)
     job_unref(job);
 }
 
+/* Who hears of it may use the id again at once. */
 static void forget(struct job *job)
 {
-    set_status(job, JOB_NULL);
+    CLEANUP(job_unref) struct job *mine = job_ref(job);
+
     registry_remove(job);
+    set_status(mine, JOB_NULL);
 }
 
 /* Success is final now, or failure: tell, and end. */
