@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `stillpoint daemon` as a process: its options, where QMP clients come from, its end."""
+"""The command `stillpoint daemon` as a process: options, where clients come from, its end."""
 import contextlib
 import os
 import shutil
