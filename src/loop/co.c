@@ -96,7 +96,7 @@ static void switch_to_loop(struct co *co)
     san_arrive(&co->san, &loop->san);
 }
 
-static void co_main(void *arg)
+static SAN_NO_RETURN void co_main(void *arg)
 {
     struct co *co = arg;
     struct loop *loop = co->loop;

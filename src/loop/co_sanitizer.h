@@ -48,8 +48,23 @@ struct san_stack {
     char unused[1];      /* so that the struct is never empty */
 };
 
+/* These are in line at any level of optimisation: ThreadSanitizer notes the entry
+ * to and the exit from each function on the stack that it believes to be the
+ * present one, and both must be the same. */
+#define SAN_INLINE static inline __attribute__((always_inline))
+
+/* For a function that never returns: what TSan noted at its entry would stay on a
+ * stack that is used again and again. */
+#if !defined(CO_TSAN)
+#define SAN_NO_RETURN
+#elif defined(__clang__)
+#define SAN_NO_RETURN __attribute__((disable_sanitizer_instrumentation))
+#else
+#define SAN_NO_RETURN __attribute__((no_sanitize("thread")))
+#endif
+
 /* For a stack made by us. */
-static inline void san_stack_init(struct san_stack *s, void *base, size_t size)
+SAN_INLINE void san_stack_init(struct san_stack *s, void *base, size_t size)
 {
 #ifdef CO_ASAN
     s->fake = NULL;
@@ -63,7 +78,7 @@ static inline void san_stack_init(struct san_stack *s, void *base, size_t size)
 
 /* Before the memory of a stack is unmapped. Frames that never returned may have
  * left it poisoned for whoever is mapped there next. */
-static inline void san_stack_done(struct san_stack *s, void *base, size_t size)
+SAN_INLINE void san_stack_done(struct san_stack *s, void *base, size_t size)
 {
 #ifdef CO_ASAN
     __asan_unpoison_memory_region(base, size);
@@ -75,14 +90,14 @@ static inline void san_stack_done(struct san_stack *s, void *base, size_t size)
 
 /* For the thread's own stack, each time it is about to leave it. Its bounds
  * become known on arrival in the first coroutine. */
-static inline void san_thread_stack(struct san_stack *s)
+SAN_INLINE void san_thread_stack(struct san_stack *s)
 {
 #ifdef CO_TSAN
     s->fiber = __tsan_get_current_fiber();
 #endif
 }
 
-static inline void san_leave(struct san_stack *from, struct san_stack *to)
+SAN_INLINE void san_leave(struct san_stack *from, struct san_stack *to)
 {
 #ifdef CO_ASAN
     __sanitizer_start_switch_fiber(&from->fake, to->base, to->size);
@@ -92,7 +107,7 @@ static inline void san_leave(struct san_stack *from, struct san_stack *to)
 #endif
 }
 
-static inline void san_leave_forever(struct san_stack *from, struct san_stack *to)
+SAN_INLINE void san_leave_forever(struct san_stack *from, struct san_stack *to)
 {
 #ifdef CO_ASAN
     from->fake = NULL;
@@ -103,7 +118,7 @@ static inline void san_leave_forever(struct san_stack *from, struct san_stack *t
 #endif
 }
 
-static inline void san_arrive(struct san_stack *here, struct san_stack *from)
+SAN_INLINE void san_arrive(struct san_stack *here, struct san_stack *from)
 {
 #ifdef CO_ASAN
     __sanitizer_finish_switch_fiber(here->fake, &from->base, &from->size);

@@ -159,6 +159,26 @@ static void stack_of_the_last_is_used_again_body(void)
     assert_int_equal(first, second);
 }
 
+static void count_one(void *arg)
+{
+    sum++;
+}
+
+static void a_stack_may_be_used_any_number_of_times_body(void)
+{
+    sum = 0;
+    for (int i = 0; i < 70000; i++) {
+        co_start(count_one, NULL);
+        co_yield();
+    }
+    assert_int_equal(sum, 70000);
+}
+
+static void a_stack_may_be_used_any_number_of_times(void **state)
+{
+    in_loop(a_stack_may_be_used_any_number_of_times_body);
+}
+
 static void stack_of_the_last_is_used_again(void **state)
 {
     in_loop(stack_of_the_last_is_used_again_body);
@@ -252,6 +272,8 @@ static void a_loop_may_run_again(void **state)
 }
 
 static const struct CMUnitTest tests[] = {
+    /* First: ThreadSanitizer is slow after thousands of coroutines. */
+    cmocka_unit_test(a_stack_may_be_used_any_number_of_times),
     cmocka_unit_test(start_queues_and_yield_goes_behind),
     cmocka_unit_test(wake_resumes_and_may_come_first),
     cmocka_unit_test(self_is_null_in_callbacks),
