@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "tests", "lib"))
 import oracle  # noqa: E402
 
-DATA_MIB = 192
-DATABASE_MIB = 64
+DATA_MIB = 128
+DATABASE_MIB = 48
 SOURCES = ["/usr/include", "/usr/share/doc", "/usr/share/perl", "/usr/lib/python3.11",
            "/usr/share/qemu", "/usr/lib/git-core"]
 
@@ -33,10 +34,15 @@ def say(text):
     print(f"   {text}", flush=True)
 
 
+def show_command(command):
+    """As it would be typed in the folder where everything lies."""
+    words = (os.path.basename(c) if os.path.isabs(c) else c for c in command)
+    print("   $ " + " ".join(words), flush=True)
+
+
 def run(*command, show=True, **kwargs):
     if show:
-        print("   $ " + " ".join(os.path.relpath(c) if os.path.isabs(c) and os.path.exists(c)
-                                 else c for c in command), flush=True)
+        show_command(command)
     return subprocess.run(command, check=True, text=True, capture_output=True, **kwargs).stdout
 
 
@@ -91,10 +97,15 @@ def own_disk(work):
     return base, "raw", files, first, blocks
 
 
-def users_disk(disk):
+def users_disk(program, disk, work):
     heading(f"Your disk: {disk}")
-    info = json.loads(run("qemu-img", "info", "--output=json", disk))
+    info = json.loads(run(program, "info", "--json", disk))
     say("it is only read: everything below happens in a qcow2 overlay of it")
+    # What it holds is copied for the judge, into the backup, and out of each backup again.
+    needed, free = 4 * info.get("actual-size", info["virtual-size"]), shutil.disk_usage(work).free
+    if needed > free:
+        raise SystemExit(f"{needed >> 20} MiB are needed in {os.path.dirname(work)} for that, "
+                         f"and {free >> 20} MiB are free")
     return os.path.abspath(disk), info["format"], None, 0, 0
 
 
@@ -104,7 +115,7 @@ class Backup:
     def __init__(self, program, control, sync, target):
         command = [program, "backup", "live", target, "--sync", sync, "--control", control,
                    "--progress", "json"]
-        print("   $ stillpoint " + " ".join(os.path.basename(c) for c in command[1:]), flush=True)
+        show_command(command)
         self.asked = time.monotonic_ns()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
@@ -114,6 +125,7 @@ class Backup:
         self.last = {}
 
     def wait(self):
+        """See it end well; gives the moment."""
         for line in self.process.stdout:
             self.last = json.loads(line)
         if self.process.wait() != 0:
@@ -144,7 +156,8 @@ def prove(backup, target, initial, logs, files, work):
 
 
 def demo(program, disk, work):
-    base, base_format, files, first, blocks = users_disk(disk) if disk else own_disk(work)
+    base, base_format, files, first, blocks = \
+        users_disk(program, disk, work) if disk else own_disk(work)
     live = os.path.join(work, "live.qcow2")
     run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", base_format, live)
     initial = os.path.join(work, "initial.raw")
@@ -152,13 +165,15 @@ def demo(program, disk, work):
 
     heading("Served over NBD")
     socket, control = os.path.join(work, "nbd.sock"), os.path.join(work, "control.sock")
-    say(f"$ stillpoint serve live=live.qcow2 --listen unix:{os.path.basename(socket)} "
-        f"--control {os.path.basename(control)}")
-    server = subprocess.Popen([program, "serve", f"live={live}", "--listen", f"unix:{socket}",
+    say("$ stillpoint serve live.qcow2 --listen unix:nbd.sock --control control.sock")
+    server = subprocess.Popen([program, "serve", live, "--listen", f"unix:{socket}",
                                "--control", control, "--image-dir", os.path.dirname(base)],
                               stdout=subprocess.PIPE, text=True)
     try:
-        say(server.stdout.readline().rstrip())
+        line = server.stdout.readline().rstrip()
+        if not line:
+            raise SystemExit("the server did not come up")
+        say(line)
         uri = f"nbd+unix:///live?socket={socket}"
         heading("Writers that do not stop")
         with oracle.Writers(uri, work, n=3, first_block=first, blocks=blocks) as writers:
@@ -166,13 +181,16 @@ def demo(program, disk, work):
             writers.wait_for(500)
             backups = take_all(program, control, work, writers)
             writers.stop()
-            say(f"writers stopped after {sum(writers.counts())} operations; none failed; "
+            say(f"the writers are stopped after {sum(writers.counts())} operations; none failed; "
                 f"the slowest took {writers.slowest_ms():.1f} ms")
-            run(program, "complete", "live-none", "--control", control, show=False)
+            run(program, "complete", "live-none", "--control", control)
             backups["none"][0].wait()
         server.terminate()
         server.wait(timeout=30)
 
+        heading("What is proven")
+        say("the instant of a backup lies between its command and the answer to it: each block")
+        say("must show the last write before, no write after, and one moment must explain all")
         for sync, (backup, target) in backups.items():
             heading(f"The proof of sync={sync}")
             prove(backup, target, initial, writers.logs, files, work)
@@ -205,10 +223,19 @@ def take_all(program, control, work, writers):
 
 
 def rate(done, backup, target, writers):
-    during = sum(1 for log in writers.logs for op in oracle.read_log(log)
-                 if backup.answered <= op[1] <= done)
-    say(f"{os.stat(target).st_blocks * 512 / 2**20:.0f} MiB in {(done - backup.asked) / 1e9:.2f} s, "
-        f"{during} writes landed meanwhile")
+    """What a backup cost, and what the writers felt of it."""
+    before, during = [], []
+    for log in writers.logs:
+        for op in oracle.read_log(log):
+            if op[2] <= backup.asked:
+                before.append(op[2] - op[1])
+            elif backup.answered <= op[1] and op[2] <= done:
+                during.append(op[2] - op[1])
+    say(f"{os.stat(target).st_blocks * 512 / 2**20:.0f} MiB in "
+        f"{(done - backup.asked) / 1e9:.2f} s, {len(during)} writes landed meanwhile")
+    if before and during:
+        say(f"a write took {statistics.median(during) / 1e6:.2f} ms in the median; before the "
+            f"backup {statistics.median(before) / 1e6:.2f} ms")
 
 
 def main():
