@@ -12,6 +12,13 @@
 
 /* ---- life ------------------------------------------------------------------------ */
 
+static void let_below_go(struct view *v)
+{
+    while (v->n_below)
+        edge_detach(v->below[--v->n_below]);
+    free(MOVE(v->below));
+}
+
 static void view_free(struct view *v)
 {
     assert(list_empty(&v->captures));
@@ -19,6 +26,7 @@ static void view_free(struct view *v)
     store_free(v->store);
     bitmap_free(v->done);
     bitmap_free(v->held);
+    let_below_go(v);
     edge_detach(v->user);
     free(v);
 }
@@ -38,11 +46,44 @@ void view_unref(struct view *v)
     view_free(v);
 }
 
+/* I-D3: images further down show through, and what is written to them directly
+ * no notifier of ours hears. A node may be both a backing file and somebody's disk. */
+static bool keep_still(struct view *v, struct node *image, const char *who, struct err *err)
+{
+    struct edge *e = edge_attach_user(image, who, EDGE_READ, EDGE_READ, err);
+
+    if (!e) {
+        err_prefix(err, "Node '%s' shows the content of node '%s': ", node_name(v->node),
+                   node_name(image));
+        return false;
+    }
+    v->below = xrealloc(v->below, (v->n_below + 1) * sizeof(struct edge *));
+    v->below[v->n_below++] = e;
+    return true;
+}
+
+/* Recurses as deep as nodes stand on each other, not as long as chains are. */
+static bool keep_chains_still(struct view *v, struct node *n, const char *who, struct err *err)
+{
+    for (;;) {
+        if ((n->file && !keep_chains_still(v, edge_node(n->file), who, err)) ||
+            (n->data_file && !keep_chains_still(v, edge_node(n->data_file), who, err)))
+            return false;
+        n = node_backing(n);
+        if (!n)
+            return true;
+        if (!keep_still(v, n, who, err))
+            return false;
+    }
+}
+
 static bool co_view_init(struct view *v, const struct view_opts *opts, const char *who,
                          struct err *err)
 {
-    v->user = edge_attach_user(v->node, who, EDGE_READ, EDGE_READ | EDGE_WRITE | EDGE_RESIZE, err);
-    if (!v->user)
+    /* Who may resize it would be refused when he does: an image that stands on this
+     * node grows when its guest writes, and the guest would hear of it. */
+    v->user = edge_attach_user(v->node, who, EDGE_READ, EDGE_READ | EDGE_WRITE, err);
+    if (!v->user || !keep_chains_still(v, v->node, who, err))
         return false;
     v->done = bitmap_new(v->granules);
     v->held = bitmap_new(v->granules);
@@ -124,6 +165,7 @@ void view_end(struct view *v, int code, const char *fmt, ...)
     if (v->begun)
         node_remove_notifier(v->node, &v->notifier);
     node_allow_resize(v->node);
+    let_below_go(v);
     view_wake_guests(v);
     view_notify(v);
 }

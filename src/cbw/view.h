@@ -53,7 +53,9 @@ struct view_opts {
 
 /* Get a view of @n ready: open scratch, allocate bitmaps, attach to the node as
  * a reader called @who ("job 'j0'"), forbid resizing. Captures nothing yet.
- * @opts is copied. NULL with @err. */
+ * @opts is copied. NULL with @err: also when a parent may resize @n (an image that
+ * stands on it), or when somebody writes to an image below @n. As long as the view
+ * is there nobody begins to. */
 struct view *co_view_prepare(struct node *n, const struct view_opts *opts, const char *who,
                              struct err *err);
 

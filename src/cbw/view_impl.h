@@ -33,6 +33,8 @@ struct view {
     /* Never changed. */
     struct node *node;             /* held through user */
     struct edge *user;
+    struct edge **below;           /* I-D3: users of the images that show through */
+    size_t n_below;
     uint64_t size, granules;
     uint64_t timeout_ns;
     enum view_on_cbw_error on_error;

@@ -30,6 +30,7 @@ struct mem_options {
     struct schema_alt file;
     bool has_backing;
     struct schema_alt backing;
+    bool has_live, live;
 };
 
 static atomic_uint closed;
@@ -98,8 +99,10 @@ static bool co_mem_open(struct node *n, const void *opts, struct err *err)
         !co_node_open_child(n, "file", &o->file, EDGE_READ | (n->read_only ? 0 : EDGE_WRITE),
                             EDGE_READ, err))
         return false;
+    unsigned shared = o->live ? EDGE_READ | EDGE_WRITE : EDGE_READ;
+
     if (o->has_backing &&
-        !co_node_open_child(n, "backing", &o->backing, EDGE_READ, EDGE_READ, err))
+        !co_node_open_child(n, "backing", &o->backing, EDGE_READ, shared, err))
         return false;
     n->size = o->size;
     n->limits.request_align = o->request_align;
@@ -308,6 +311,8 @@ static const struct schema_member mem_members[] = {
     SCHEMA_OPTIONAL(struct mem_options, file, "file", &blockdev_ref_type, "a child to hold"),
     SCHEMA_OPTIONAL(struct mem_options, backing, "backing", &blockdev_ref_or_null_type,
                     "where bytes come from that are not here"),
+    SCHEMA_OPTIONAL(struct mem_options, live, "live", &schema_bool,
+                    "lets others write to the backing node, as qcow2 does"),
     SCHEMA_END,
 };
 

@@ -563,6 +563,67 @@ static void a_disk_with_a_view_keeps_its_size(void **state)
     in_loop(resize_body);
 }
 
+static void below_body(void)
+{
+    struct node *base = co_test_open("{'driver':'test-mem','node-name':'base','size':65536}");
+    struct node *overlay = co_test_open("{'driver':'test-mem','size':65536,'backing':'base',"
+                                        "'live':true}");
+    struct node *top = co_test_open("{'driver':'test-filter','file':'%s'}", node_name(overlay));
+    struct view_opts opts = VIEW_OPTS_DEFAULT;
+    struct err err = ERR_INIT;
+    struct disk_user *guest = disk_open(base, "a guest", EDGE_READ | EDGE_WRITE, ALL, &err);
+
+    assert_non_null(guest);
+    assert_null(co_view_open(top, &opts, "test", &err));
+    assert_int_equal(err.code, -EBUSY);
+    assert_non_null(strstr(err.text, "node 'base'"));
+    assert_non_null(strstr(err.text, "a guest"));
+    disk_close(guest);
+
+    struct view *v = co_view_open(top, &opts, "test", &err);
+
+    assert_non_null(v);
+    assert_null(disk_open(base, "a guest", EDGE_READ | EDGE_WRITE, ALL, &err));
+    view_ref(v);
+    view_close(v);               /* somebody has it still, but it keeps nobody out */
+    guest = disk_open(base, "a guest", EDGE_READ | EDGE_WRITE, ALL, &err);
+    assert_non_null(guest);
+    disk_close(guest);
+    view_unref(v);
+    co_node_unref(top);
+    co_node_unref(overlay);
+    co_node_unref(base);
+}
+
+static void nobody_writes_below_a_view(void **state)
+{
+    in_loop(below_body);
+}
+
+static void grower_body(void)
+{
+    struct err err = ERR_INIT;
+    struct scene s;
+
+    co_scene(&s, 64 * G);
+
+    /* An image on top that gets longer as its guest writes. */
+    struct edge *e = edge_attach_user(s.n, "an image", ALL, ALL, &err);
+
+    assert_non_null(e);
+    assert_null(co_view_open(s.n, &s.opts, "test", &err));
+    assert_non_null(strstr(err.text, "an image, which may resize it"));
+    edge_detach(e);
+    co_open_view(&s);
+    assert_null(edge_attach_user(s.n, "an image", ALL, ALL, &err));
+    co_strike(&s);
+}
+
+static void a_disk_that_others_may_resize_has_no_view(void **state)
+{
+    in_loop(grower_body);
+}
+
 struct ear {
     struct view_listener l;
     unsigned heard;
@@ -644,6 +705,8 @@ int main(void)
         cmocka_unit_test(a_read_error_breaks_what_the_policy_says),
         cmocka_unit_test(at_the_limit_guests_wait_for_the_drain),
         cmocka_unit_test(a_disk_with_a_view_keeps_its_size),
+        cmocka_unit_test(a_disk_that_others_may_resize_has_no_view),
+        cmocka_unit_test(nobody_writes_below_a_view),
         cmocka_unit_test(listeners_hear_of_captures_and_of_the_end),
         cmocka_unit_test(an_empty_disk_has_an_empty_view),
     };
