@@ -5,7 +5,9 @@
  */
 #include "loop_test.h"
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -73,13 +75,40 @@ static void what_was_posted_before_stop_is_done(void **state)
     assert_int_equal(n, 1000);
 }
 
+static atomic_int sleeper;
+
+static void tell_thread(void *arg)
+{
+    atomic_store(&sleeper, gettid());
+}
+
+/* Until the kernel says that the thread of @loop sleeps. */
+static void wait_for_sleep(struct loop *loop)
+{
+    char path[64], state = 0;
+    FILE *f;
+
+    atomic_store(&sleeper, 0);
+    loop_post(loop, tell_thread, NULL);
+    while (!atomic_load(&sleeper))
+        sched_yield();
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", atomic_load(&sleeper));
+    while (state != 'S') {
+        sched_yield();
+        f = fopen(path, "r");
+        assert_non_null(f);
+        assert_int_equal(fscanf(f, "%*d (%*[^)]) %c", &state), 1);
+        fclose(f);
+    }
+}
+
 static void stop_ends_a_sleeping_loop(void **state)
 {
     for (int i = 0; i < 50; i++) {
         struct loop *loop = test_loop_spawn("sleeper");
 
         if (i % 2)
-            usleep(1000);   /* often enough it sleeps by then */
+            wait_for_sleep(loop);
         test_loop_end(loop);
     }
 }
