@@ -25,6 +25,7 @@ struct store {
     uint64_t size;
     uint64_t limit;
     int memory_fd, file_fd;            /* -1: no such tier */
+    unsigned file_hints;               /* enum io_hint */
 
     uint64_t memory_max;               /* lowered when the system has no more to give */
     uint64_t memory_used, file_used;
@@ -94,6 +95,7 @@ static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
         if (fd < 0)
             return err_errno(err, fd, "Cannot create a scratch file in '%s'", dir);
         s->file_fd = fd;
+        s->file_hints = IO_INLINE | (io_is_in_memory(fd) ? IO_MEMORY : 0);
     }
     if (s->memory_fd < 0 && s->file_fd < 0)
         return err_set(err, -EINVAL, "A view needs scratch memory or a scratch directory");
@@ -213,7 +215,7 @@ static int co_file_write(struct store *s, uint64_t off, uint64_t len, const uint
 {
     for (uint64_t at = 0; at < len;) {
         struct iovec iov = { (void *)(uintptr_t)(buf + at), len - at };
-        ssize_t n = co_pwritev(s->file_fd, &iov, 1, off + at, IO_INLINE);
+        ssize_t n = co_pwritev(s->file_fd, &iov, 1, off + at, s->file_hints);
 
         if (n <= 0)
             return n < 0 ? n : -ENOSPC;
@@ -361,7 +363,7 @@ static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t le
 
         np = MIN(np, KERNEL_IOV);
         if (in_file)
-            n = co_preadv(s->file_fd, part, np, off + done, IO_INLINE);
+            n = co_preadv(s->file_fd, part, np, off + done, s->file_hints);
         else
             n = memory_readv(s, part, np, off + done);
         if (n <= 0)
