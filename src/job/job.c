@@ -318,7 +318,10 @@ static void fail(struct job *job, int ret)
 static void work_is_over(struct job *job, int ret)
 {
     job->busy = false;
-    if (ret == 0 && (job->cancelled || job->cancel_softly))
+    /* Who cancels softly wants what was begun to be whole, and hears if it is not. */
+    if (ret < 0)
+        job->cancel_softly = false;
+    else if (job->cancelled || job->cancel_softly)
         ret = -ECANCELED;
     if (ret < 0) {
         fail(job, ret);

@@ -43,6 +43,32 @@ static void report_fails_the_job_with_the_reason(void **state)
     in_loop(report_body);
 }
 
+static void drain_body(void)
+{
+    struct err err = ERR_INIT;
+    struct scene s;
+
+    co_scene(&s, NULL);
+    s.opts.sync = BACKUP_NONE;
+    s.to->held[MEM_WRITE] = true;
+    co_start_backup(&s);
+    co_guest_write(&s, 0, G, 4);
+    co_yield_times(20);
+    assert_true(job_cancel(s.job, false, &err));
+    s.to->fails[MEM_WRITE] = -EIO;
+    mem_release(s.to, MEM_WRITE);
+    assert_int_equal(co_end_of_job(&s), -EIO);
+    /* "Cancelled" would mean that the target is whole. */
+    assert_true(s.completed);
+    assert_int_equal(scene_query(&s).ret, -EIO);
+    co_strike(&s);
+}
+
+static void a_drain_that_fails_is_a_failure_and_no_cancel(void **state)
+{
+    in_loop(drain_body);
+}
+
 static void ignore_body(void)
 {
     struct scene s;
@@ -311,6 +337,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(report_fails_the_job_with_the_reason),
+        cmocka_unit_test(a_drain_that_fails_is_a_failure_and_no_cancel),
         cmocka_unit_test(ignore_tries_again_with_growing_patience),
         cmocka_unit_test(stop_pauses_the_job_and_resume_tries_again),
         cmocka_unit_test(enospc_stops_when_space_is_out_and_reports_the_rest),
