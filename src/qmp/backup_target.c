@@ -9,6 +9,7 @@
 #include "drivers/qcow2/create.h"
 #include "loop/co_io.h"
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- what shall be made ----------------------------------------------------------------- */
@@ -56,6 +57,16 @@ static bool check_format(const char *format, const struct node *backing, struct 
 }
 
 /* ---- the file -------------------------------------------------------------------------- */
+
+/* The first look at a name may take for ever, on a file server that hangs: it is
+ * taken by a worker, so that only this command waits and not the source's loop.
+ * What comes of it is found out again by those who want to know. */
+static int look_at(void *arg)
+{
+    struct stat st;
+
+    return stat(arg, &st) < 0 ? -errno : 0;
+}
 
 static int create_file(void *arg)
 {
@@ -182,6 +193,9 @@ static bool co_open_target(struct node *source, const struct backup_target_opts 
                            struct backup_target *t, struct err *err)
 {
     const char *format = o->format ? o->format : o->existing ? "raw" : natural_format(source);
+
+    (void)co_offload(look_at, (void *)o->filename);
+
     const char *protocol = protocol_for_filename(o->filename);
 
     if (!check_format(format, o->existing ? NULL : backing_of_target(source, o->sync), err))
