@@ -495,29 +495,34 @@ static void cancel_one(struct job *job, void *arg)
     co_loop_call(job->loop, cancel_here, job);
 }
 
-struct wait_one {
-    struct job *job;
+struct wait_all {
+    struct job *job;               /* the one that is waited for now */
     uint64_t deadline;
+    bool in_time;
 };
 
 static int co_wait_here(void *arg)
 {
-    struct wait_one *w = arg;
+    struct wait_all *w = arg;
 
     return co_job_wait_concluded(w->job, w->deadline) ? 0 : -ETIMEDOUT;
 }
 
 static void wait_one(struct job *job, void *arg)
 {
-    struct wait_one w = { job, *(uint64_t *)arg };
+    struct wait_all *w = arg;
 
-    co_loop_call(job->loop, co_wait_here, &w);
+    w->job = job;
+    w->in_time &= co_loop_call(job->loop, co_wait_here, w) == 0;
 }
 
-void co_job_cancel_all(uint64_t deadline)
+bool co_job_cancel_all(uint64_t deadline)
 {
+    struct wait_all w = { .deadline = deadline, .in_time = true };
+
     job_for_each(cancel_one, NULL);
-    job_for_each(wait_one, &deadline);
+    job_for_each(wait_one, &w);
+    return w.in_time;
 }
 
 /* ---- for the work itself ---------------------------------------------------------------- */

@@ -136,9 +136,9 @@ MUST_CHECK bool job_dismiss(struct job *job, struct err *err);
 
 /* Wait until the job is concluded (or forgotten). False at @deadline. */
 MUST_CHECK bool co_job_wait_concluded(struct job *job, uint64_t deadline);
-/* Cancel all jobs by force and wait until they are concluded, or @deadline. For
- * shutting down. Coroutine on any loop. */
-void co_job_cancel_all(uint64_t deadline);
+/* Cancel all jobs by force and wait until they are concluded; false at @deadline:
+ * some may still tell events then. For shutting down. Coroutine on any loop. */
+MUST_CHECK bool co_job_cancel_all(uint64_t deadline);
 
 /* ---- for those who implement a job -------------------------------------------- */
 

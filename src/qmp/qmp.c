@@ -145,7 +145,8 @@ bool co_qmp_shutdown(struct qmp *q, enum qmp_shutdown_cause cause)
 
     bool ok = co_finish_commands(q, loop_now() + GRACE_NS);
 
-    co_job_cancel_all(loop_now() + GRACE_NS);
+    /* A job that is left tells its end to us. */
+    ok &= co_job_cancel_all(loop_now() + GRACE_NS);
     ok &= co_qmp_exports_close(q, loop_now() + GRACE_NS);
     ok &= co_close_nodes(q, false, loop_now() + WRITE_BACK_NS);
     ok &= co_close_nodes(q, true, loop_now() + GRACE_NS);

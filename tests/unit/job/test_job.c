@@ -453,7 +453,7 @@ static void loops_body(void)
     co_start_there(NULL);
     job_for_each(count, &n);
     assert_int_equal(n, 3);
-    co_job_cancel_all(loop_now() + 5 * NSEC_PER_SEC);
+    assert_true(co_job_cancel_all(loop_now() + 5 * NSEC_PER_SEC));
     job_for_each(dismiss, NULL);
     n = 0;
     job_for_each(count, &n);
@@ -465,6 +465,37 @@ static void loops_body(void)
 static void jobs_of_all_loops_are_found_and_cancelled(void **state)
 {
     in_loop(loops_body);
+}
+
+static int co_deaf(struct job *job, void *state, struct err *err)
+{
+    struct work *w = state;
+
+    while (!w->end)
+        co_job_wait(job, DEADLINE_NEVER);
+    return 0;
+}
+
+static void deaf_body(void)
+{
+    static const struct job_ops deaf_ops = { .type = "backup", .co_run = co_deaf };
+    struct work w = { 0 };
+    struct job_opts o = {
+        .id = "deaf", .ops = &deaf_ops, .state = &w, .auto_finalize = true, .auto_dismiss = true,
+    };
+    struct job *job = job_new(&o, NULL);
+
+    job_start(job);
+    assert_false(co_job_cancel_all(loop_now() + 20 * NSEC_PER_MSEC));
+    w.end = true;
+    job_kick(job);
+    assert_true(co_job_cancel_all(loop_now() + 5 * NSEC_PER_SEC));
+    job_unref(job);
+}
+
+static void a_job_that_does_not_end_is_told_of(void **state)
+{
+    in_loop(deaf_body);
 }
 
 int main(void)
@@ -479,6 +510,7 @@ int main(void)
         cmocka_unit_test(io_errors_are_paced_and_stop_the_job_if_asked),
         cmocka_unit_test(ids_are_unique_and_well_formed),
         cmocka_unit_test(jobs_of_all_loops_are_found_and_cancelled),
+        cmocka_unit_test(a_job_that_does_not_end_is_told_of),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
