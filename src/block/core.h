@@ -99,8 +99,9 @@ struct node *edge_unlink(struct edge *e);
 /* "block export 'e0'", "node 'top' as its backing". */
 void edge_describe(const struct edge *e, char *buf, size_t size);
 
-/* Every node once that can be reached from @start, itself first. */
-enum walk { WALK_UP = 1, WALK_DOWN = 2 };
+/* Every node once that can be reached from @start, itself first. WALK_WRITES: only
+ * along edges by which the upper node may write to the lower. */
+enum walk { WALK_UP = 1, WALK_DOWN = 2, WALK_WRITES = 4 };
 struct node_set {
     struct node **nodes;         /* borrowed; good until something suspends */
     size_t n, cap;

@@ -3,7 +3,7 @@
  * A disk is how the outside reaches a node: exports and jobs hold a disk and
  * send their requests through its door. With the door shut new requests wait
  * outside the graph, in order, and when the count of those inside has come to
- * zero the graph can be changed or an instant taken. There is one disk a node
+ * zero an instant can be taken. There is one disk a node
  * however many users it has. Everything here is for the node's loop.
  */
 #ifndef BLOCK_DISK_H
@@ -36,8 +36,9 @@ MUST_CHECK int co_disk_flush(struct disk_user *u);
 MUST_CHECK int co_disk_status(struct disk_user *u, uint64_t off, uint64_t len,
                               struct block_status *ret, unsigned *ret_depth);   /* whole chain */
 
-/* Shut the doors of every disk whose graph contains @n and wait until nothing
- * is in flight inside. -ETIMEDOUT at @deadline (loop_now time): the doors are
+/* Shut the doors of every disk by which @n may be written, @n's own in any case,
+ * and wait until nothing is in flight inside. Overlays that only read @n as their
+ * backing file go on. -ETIMEDOUT at @deadline (loop_now time): the doors are
  * open again then. Between success and open_doors requests wait outside.
  * Nests. */
 MUST_CHECK int co_shut_doors(struct node *n, uint64_t deadline);

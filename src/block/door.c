@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Shutting doors. What counts is the node that is to be still: every disk from
- * whose root it can be reached has its door shut, and so does a disk that is made
- * above it meanwhile. Requests that are inside go on to their end; those that
+ * Shutting doors. What counts is the node that is to be still: every disk whose
+ * requests can write to it has its door shut, and so does a disk that is made
+ * above it meanwhile. An image that only reads it as its backing file is left
+ * alone: its requests change nothing here, and may take as long as they like (it
+ * may be the slow target of a backup with sync=none). Requests that are inside go on to their end; those that
  * wait outside come in one after another, in order, when the last who shut the
  * door has opened it.
  *
@@ -22,7 +24,7 @@ struct disk *disk_new(struct node *n)
     d->node = n;
     list_init(&d->waiting);
     waitq_init(&d->quiet);
-    node_set_walk(&below, n, WALK_DOWN);
+    node_set_walk(&below, n, WALK_DOWN | WALK_WRITES);
     for (size_t i = 0; i < below.n; i++)
         d->shut += below.nodes[i]->core->doors_shut;
     n->core->disk = d;
@@ -77,12 +79,12 @@ void door_went_quiet(struct disk *d)
 
 /* ---- shutting and opening -------------------------------------------------------- */
 
-/* A disk above @n that still has requests inside. */
+/* A disk above @n that may write to it and still has requests inside. */
 static struct disk *find_busy(struct node *n)
 {
     CLEANUP_NODE_SET struct node_set above = { 0 };
 
-    node_set_walk(&above, n, WALK_UP);
+    node_set_walk(&above, n, WALK_UP | WALK_WRITES);
     for (size_t i = 0; i < above.n; i++) {
         struct disk *d = above.nodes[i]->core->disk;
 
@@ -98,7 +100,7 @@ int co_shut_doors(struct node *n, uint64_t deadline)
     struct disk *busy;
     bool in_time = true;
 
-    node_set_walk(&above, n, WALK_UP);
+    node_set_walk(&above, n, WALK_UP | WALK_WRITES);
     n->core->doors_shut++;
     for (size_t i = 0; i < above.n; i++) {
         if (above.nodes[i]->core->disk)
@@ -126,7 +128,7 @@ void open_doors(struct node *n)
 
     assert(n->core->doors_shut > 0);
     n->core->doors_shut--;
-    node_set_walk(&above, n, WALK_UP);
+    node_set_walk(&above, n, WALK_UP | WALK_WRITES);
     for (size_t i = 0; i < above.n; i++) {
         struct disk *d = above.nodes[i]->core->disk;
 

@@ -203,6 +203,11 @@ static void set_add(struct node_set *set, struct node *n)
     set->nodes[set->n++] = n;
 }
 
+static bool walk_passes(const struct edge *e, unsigned directions)
+{
+    return !(directions & WALK_WRITES) || (e->perms & EDGE_WRITE);
+}
+
 void node_set_walk(struct node_set *set, struct node *start, unsigned directions)
 {
     struct edge *e;
@@ -213,12 +218,14 @@ void node_set_walk(struct node_set *set, struct node *start, unsigned directions
         struct node_core *core = set->nodes[i]->core;
 
         if (directions & WALK_DOWN) {
-            list_for_each(e, &core->children, in_parent)
-                set_add(set, e->child);
+            list_for_each(e, &core->children, in_parent) {
+                if (walk_passes(e, directions))
+                    set_add(set, e->child);
+            }
         }
         if (directions & WALK_UP) {
             list_for_each(e, &core->parents, in_child) {
-                if (e->parent)
+                if (e->parent && walk_passes(e, directions))
                     set_add(set, e->parent);
             }
         }

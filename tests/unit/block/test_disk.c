@@ -295,6 +295,36 @@ static void co_read_top(void *arg)
     n_order++;
 }
 
+/* Who only reads a node as a backing file does not disturb it, and is not disturbed. */
+static void reader_body(void)
+{
+    struct node *low = co_test_open("{'driver':'test-mem','size':65536,'node-name':'low'}");
+    struct node *top = co_test_open("{'driver':'test-mem','size':65536,'backing':'low',"
+                                    "'live':true}");
+    struct disk_user *u = open_user(top, "a slow target");
+    struct request_job jobs[1];
+    struct crew crew = { 0 };
+
+    n_order = 0;
+    mem_of(top)->held[MEM_WRITE] = true;
+    start_requests(&crew, jobs, u, 0, 1);
+    co_yield();
+    assert_int_equal(co_shut_doors(low, loop_now() + 10 * NSEC_PER_MSEC), 0);
+    mem_release(mem_of(top), MEM_WRITE);
+    co_crew_wait(&crew);
+    co_read_top(u);
+    assert_int_equal(n_order, 2);
+    open_doors(low);
+    disk_close(u);
+    co_node_unref(top);
+    co_node_unref(low);
+}
+
+static void an_overlay_and_its_backing_file_do_not_wait_for_each_other(void **state)
+{
+    in_loop(reader_body);
+}
+
 static void born_shut_body(void)
 {
     struct node *low = co_test_open("{'driver':'test-mem','size':65536,'node-name':'low'}");
@@ -303,8 +333,7 @@ static void born_shut_body(void)
 
     n_order = 0;
     assert_int_equal(co_shut_doors(low, DEADLINE_NEVER), 0);
-    struct node *top = co_test_open("{'driver':'test-mem','size':65536,'backing':'low',"
-                                    "'read-only':true}");
+    struct node *top = co_test_open("{'driver':'test-filter','file':'low'}");
     struct disk_user *u = disk_open(top, "top", EDGE_READ, ALL, &err);
 
     crew_start(&crew, co_read_top, u);
@@ -400,6 +429,7 @@ int main(void)
         cmocka_unit_test(shutting_nests),
         cmocka_unit_test(doors_above_the_node_are_shut),
         cmocka_unit_test(a_disk_made_over_a_shut_node_is_shut),
+        cmocka_unit_test(an_overlay_and_its_backing_file_do_not_wait_for_each_other),
         cmocka_unit_test(the_last_user_may_go_while_doors_shut),
         cmocka_unit_test(a_user_does_only_what_it_said),
     };
