@@ -17,6 +17,7 @@
 #include "job/job.h"
 #include "loop/loop.h"
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <time.h>
 
@@ -301,7 +302,9 @@ static int finish(struct backup_command *c, enum backup_end end)
     switch (end) {
     case BACKUP_END_DONE:
         tell_done(c);
-        return cli_end_output("backup");
+        /* Said or not: the backup is there. */
+        (void)cli_end_output("backup");
+        return EXIT_OK;
     case BACKUP_END_FAILED:
         target_name_discard(&c->target, c->run.started);
         return tell_failed(c);
@@ -343,6 +346,8 @@ int cmd_backup(int argc, char **argv)
 
     if (status >= 0)
         return status;
+    /* Whoever reads the progress may go away: no reason to leave a job behind. */
+    signal(SIGPIPE, SIG_IGN);
     if (!interrupt_init(&c.interrupt, &c.run.err))
         return cli_fail("backup", &c.run.err);
     c.began = loop_now();

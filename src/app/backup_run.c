@@ -3,8 +3,12 @@
  * Watching a backup job over QMP.
  */
 #include "app/backup_run.h"
-#include "loop/loop.h"
+#include "loop/co_sync.h"
 #include <stdio.h>
+
+/* A daemon that does not answer is asked again after this, so that Ctrl-C comes in
+ * between. */
+#define ASK_NS (5 * NSEC_PER_SEC)
 
 bool backup_run_start(struct backup_run *r, json_t *args)
 {
@@ -12,7 +16,10 @@ bool backup_run_start(struct backup_run *r, json_t *args)
         json_decref(args);
         return err_set(&r->err, -EINTR, "Interrupted");
     }
-    r->started = qmp_client_execute(r->client, "drive-backup", args, NULL, &r->err);
+    /* Making the target may take its time. Who gave up now would not know whether
+     * there is a job. */
+    r->started = qmp_client_execute_until(r->client, DEADLINE_NEVER, "drive-backup", args, NULL,
+                                          &r->err);
     return r->started;
 }
 
@@ -22,7 +29,10 @@ static bool order(struct backup_run *r, const char *command, json_t *args)
 {
     struct err err = ERR_INIT;
 
-    if (qmp_client_execute(r->client, command, args, NULL, &err))
+    if (qmp_client_execute_until(r->client, loop_now() + ASK_NS, command, args, NULL, &err))
+        return true;
+    /* The job has just ended: that is told by an event. Or: yes, we know. */
+    if (err.class == ERR_DEVICE_NOT_ACTIVE || err.code == -EINTR)
         return true;
     progress_clear(r->progress);
     fprintf(stderr, "stillpoint backup: %s\n", err.text);
@@ -64,15 +74,12 @@ static bool is_ours(const struct backup_run *r, const json_t *o)
     return device && strcmp(device, r->job) == 0;
 }
 
-static void show(struct backup_run *r, const json_t *job)
+static void show(struct backup_run *r, const char *note)
 {
-    struct progress_state s;
+    struct progress_state s = {
+        .current = r->current, .total = r->total, .note = r->note ? r->note : note,
+    };
 
-    r->current = bytes_of(job, "offset");
-    r->total = bytes_of(job, "len");
-    s = (struct progress_state){ .current = r->current, .total = r->total, .note = r->note };
-    if (!s.note && json_is_true(json_object_get(job, "paused")))
-        s.note = "paused";
     progress_update(r->progress, &s, loop_now());
 }
 
@@ -84,22 +91,25 @@ static bool ask_and_show(struct backup_run *r)
     json_t *job;
     size_t i;
 
-    if (!qmp_client_execute(r->client, "query-block-jobs", NULL, &jobs, &err)) {
-        if (err.code != -ECONNRESET)
-            r->note = "the daemon does not answer";
-        else
+    if (!qmp_client_execute_until(r->client, loop_now() + ASK_NS, "query-block-jobs", NULL, &jobs,
+                                  &err)) {
+        if (err.code == -ECONNRESET) {
             r->err = err;
-        r->progress->next = loop_now() + NSEC_PER_SEC;
-        return err.code != -ECONNRESET;
+            return false;
+        }
+        show(r, "the daemon does not answer");
+        return true;
     }
     json_array_foreach(jobs, i, job) {
         if (is_ours(r, job)) {
-            show(r, job);
+            r->current = bytes_of(job, "offset");
+            r->total = bytes_of(job, "len");
+            show(r, json_is_true(json_object_get(job, "paused")) ? "paused" : NULL);
             return true;
         }
     }
     /* Its last event is on the way. */
-    r->progress->next = loop_now() + NSEC_PER_SEC;
+    show(r, NULL);
     return true;
 }
 

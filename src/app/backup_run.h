@@ -26,7 +26,7 @@ struct backup_run {
 
     bool started;              /* the daemon has said so */
     bool shut_down;            /* the daemon is ending */
-    const char *note;          /* for the progress */
+    const char *note;          /* for the progress: what was passed on */
     unsigned asked;            /* interrupts that were passed on */
     uint64_t current, total;   /* as last heard, bytes */
     struct err err;

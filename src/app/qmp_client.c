@@ -13,8 +13,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* The daemon answers at once whatever disks do, except for what waits for requests
- * in flight, which has a time limit of its own. */
+/* The daemon answers at once whatever disks do, except for what opens or drains them,
+ * which has time limits of its own. */
 #define ANSWER_NS (60 * NSEC_PER_SEC)
 #define GREETING_NS (10 * NSEC_PER_SEC)
 #define SEND_SECONDS 10
@@ -169,10 +169,9 @@ static bool take_error(const json_t *error, struct err *err)
     return err_set_class(err, k, -EREMOTEIO, "%s", desc ? desc : "The daemon says no more");
 }
 
-bool qmp_client_execute(struct qmp_client *c, const char *command, json_t *args, json_t **ret,
-                        struct err *err)
+bool qmp_client_execute_until(struct qmp_client *c, uint64_t deadline, const char *command,
+                              json_t *args, json_t **ret, struct err *err)
 {
-    uint64_t deadline = loop_now() + ANSWER_NS;
     json_t *message;
 
     if (!send_command(c, command, args, err))
@@ -208,6 +207,12 @@ bool qmp_client_execute(struct qmp_client *c, const char *command, json_t *args,
             *ret = json_incref(json_object_get(answer, "return"));
         return true;
     }
+}
+
+bool qmp_client_execute(struct qmp_client *c, const char *command, json_t *args, json_t **ret,
+                        struct err *err)
+{
+    return qmp_client_execute_until(c, loop_now() + ANSWER_NS, command, args, ret, err);
 }
 
 enum qmp_wait qmp_client_wait(struct qmp_client *c, uint64_t deadline, json_t **ret_event,

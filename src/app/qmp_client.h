@@ -21,10 +21,15 @@ struct qmp_client *qmp_client_over(int fd, struct interrupt *interrupt, struct e
 void qmp_client_free(struct qmp_client *c);    /* takes NULL */
 DEFINE_CLEANUP(struct qmp_client *, qmp_client_free);
 
-/* Give a command and wait for the answer. Takes over @args (NULL: none). *ret (may
- * be NULL) gets what it returns, a new reference. False with @err: the daemon's own
- * class and words; or -ECONNRESET when it has gone, -ETIMEDOUT when it does not
- * answer, -EINTR on the second interrupt. Events that come meanwhile are kept. */
+/* Give a command and wait for the answer, not longer than until @deadline
+ * (loop_now time). Takes over @args (NULL: none). *ret (may be NULL) gets what it
+ * returns, a new reference. False with @err: the daemon's own class and words; or
+ * -ECONNRESET when it has gone, -ETIMEDOUT, -EINTR on the second interrupt. Events
+ * that come meanwhile are kept. */
+MUST_CHECK bool qmp_client_execute_until(struct qmp_client *c, uint64_t deadline,
+                                         const char *command, json_t *args, json_t **ret,
+                                         struct err *err);
+/* With the patience that suits commands which wait for no disk: a minute. */
 MUST_CHECK bool qmp_client_execute(struct qmp_client *c, const char *command, json_t *args,
                                    json_t **ret, struct err *err);
 

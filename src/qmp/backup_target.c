@@ -160,15 +160,18 @@ static bool co_make_image(struct node *source, const struct backup_target_opts *
     return co_make_qcow2(file, node_size(source), backing, err);
 }
 
-/* The image on top of its file. Its backing file stays closed: a backup writes
- * whole clusters and reads nothing. */
-static struct node *co_open_image(const char *format, struct node *file, struct err *err)
+/* The image on top of its file, of @size if that is not UINT64_MAX. Its backing file
+ * stays closed: a backup writes whole clusters and reads nothing. */
+static struct node *co_open_image(const char *format, struct node *file, uint64_t size,
+                                  struct err *err)
 {
     json_t *json = json_pack("{s:s,s:s,s:s}", "driver", format, "file", node_name(file),
                              "discard", "unmap");
 
     if (strcmp(format, "qcow2") == 0)
         json_object_set_new(json, "backing", json_null());
+    if (size != UINT64_MAX)
+        json_object_set_new(json, "size", json_integer((json_int_t)size));
     return co_open_json(json, err);
 }
 
@@ -178,6 +181,8 @@ static bool co_open_over(struct node *source, const struct backup_target_opts *o
                          const char *format, struct node *file, struct backup_target *t,
                          struct err *err)
 {
+    uint64_t size = UINT64_MAX;
+
     if (node_shares_storage(source, file))
         return err_set(err, -EINVAL, "'%s' belongs to the source '%s' and cannot be the target of "
                        "its backup", o->filename, node_name(source));
@@ -185,7 +190,10 @@ static bool co_open_over(struct node *source, const struct backup_target_opts *o
         return false;
     if (!o->existing && !co_make_image(source, o, format, file, &t->is_zero, err))
         return false;
-    t->node = co_open_image(format, file, err);
+    /* A device or export that is longer than the disk holds it all the same. */
+    if (!o->existing && strcmp(format, "raw") == 0 && node_size(file) > node_size(source))
+        size = node_size(source);
+    t->node = co_open_image(format, file, size, err);
     return t->node != NULL;
 }
 

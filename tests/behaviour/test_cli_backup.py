@@ -9,7 +9,7 @@ import time
 
 import pytest
 from cli import Backup, MiB, QemuNbd, Serve, files_in, make_image
-from stillpoint import QmpError, poll_until, qemu_img, run, stillpoint
+from stillpoint import DEADLINE, QmpError, poll_until, qemu_img, run, stillpoint
 
 PATTERNS = ["write -P 1 0 2M", "write -P 2 3M 1M", "write -z 5M 512k"]
 LATER = ["write -P 9 0 1M", "write -P 9 3584k 1M", "discard 5M 1M", "write -P 9 7M 64k"]
@@ -253,6 +253,15 @@ def test_an_nbd_export_as_target(disk, tmp_path):
     with QemuNbd(tmp_path, image) as server:
         backup(disk, server.uri)
     qemu_img("compare", "-f", "raw", disk.frozen, image)
+
+
+def test_a_target_that_is_longer_than_the_disk(disk, tmp_path):
+    image = make_image(tmp_path / "target.raw", 9 * MiB, writes=["write -P 6 0 9M"])
+    with QemuNbd(tmp_path, image) as server:
+        backup(disk, server.uri)
+    with open(image, "rb") as f, open(disk.frozen, "rb") as frozen:
+        assert f.read(8 * MiB) == frozen.read()
+        assert f.read() == b"\6" * MiB
 
 
 def test_an_nbd_export_that_is_too_small(disk, tmp_path):
@@ -510,3 +519,25 @@ def test_a_failure_is_an_event_too(disk, tmp_path):
         status, last = b.finish()
     assert (status, last["event"]) == (1, "failed")
     assert "exists" in last["error"] and "exists" in b.stderr
+
+
+def test_nobody_reads_the_progress_any_more(disk, tmp_path):
+    with Backup("disk", tmp_path / "b.raw", "--speed", "4M", control=disk.control) as b:
+        b.until("started")
+        b.popen.stdout.close()
+        assert b.popen.wait(DEADLINE) == 0
+        assert b"cannot write to standard output" in b.popen.stderr.read()
+        b.popen.stderr.close()
+    qemu_img("compare", disk.frozen, tmp_path / "b.raw")
+
+
+def test_a_daemon_that_does_not_answer_for_a_while(disk, tmp_path):
+    with Backup("disk", tmp_path / "b.raw", "--speed", "4M", control=disk.control) as b:
+        b.until("started")
+        disk.signal(signal.SIGSTOP)
+        try:
+            b.until("progress", note="the daemon does not answer")
+        finally:
+            disk.signal(signal.SIGCONT)
+        assert b.finish()[0] == 0
+    qemu_img("compare", disk.frozen, tmp_path / "b.raw")
