@@ -52,6 +52,9 @@ struct chardev {
     /* Server side. */
     struct nbd_listeners listeners;
     struct acceptor acceptors[LIMIT_NBD_LISTENERS];
+    bool has_client;             /* wait=on: one has come */
+    unsigned watchers;
+    struct waitq watched;
 
     /* Client side with reconnect. */
     struct nbd_address peer;     /* its texts are ours */
@@ -214,6 +217,7 @@ static struct chardev *chardev_new(struct chardevs *all, const char *id)
     c->id = id ? xstrdup(id) : NULL;
     c->fd = -1;
     waitq_init(&c->connector);
+    waitq_init(&c->watched);
     list_push_tail(&all->list, &c->link);
     return c;
 }
@@ -251,6 +255,12 @@ static void leave(struct chardevs *all)
     waitq_wake_all(&all->ended);
 }
 
+static void wake_acceptors(struct chardev *c)
+{
+    for (unsigned i = 0; i < c->listeners.n; i++)
+        co_poll_wake(&c->acceptors[i].poll);
+}
+
 void chardevs_forbid_stdio(struct chardevs *all)
 {
     all->no_stdio = true;
@@ -262,8 +272,7 @@ void chardevs_stop(struct chardevs *all)
 
     all->stopping = true;
     list_for_each(c, &all->list, link) {
-        for (unsigned i = 0; i < c->listeners.n; i++)
-            co_poll_wake(&c->acceptors[i].poll);
+        wake_acceptors(c);
         waitq_wake_all(&c->connector);
         nbd_listeners_unlink(&c->listeners);
         if (c->fd >= 0 && !c->reconnect_ns) {
@@ -406,11 +415,29 @@ static bool co_listen(struct chardev *c, const struct nbd_address *a, struct err
     return true;
 }
 
+/* Watch one of the sockets that a name stands for; the connection stays for the
+ * monitor to take. */
+static void co_watch(void *arg)
+{
+    struct acceptor *a = arg;
+    struct chardev *c = a->chardev;
+
+    while (!c->all->stopping && !c->has_client)
+        c->has_client |= co_poll(&a->poll, a->fd, POLLIN, DEADLINE_NEVER) > 0;
+    c->watchers--;
+    wake_acceptors(c);
+    waitq_wake_all(&c->watched);
+}
+
 static bool co_wait_for_client(struct chardev *c, struct err *err)
 {
     log_info("waiting for a connection to chardev \"%s\"", c->id);
-    c->fd = co_next_client(&c->acceptors[0]);
-    return c->fd >= 0 || err_errno(err, c->fd, "No connection to chardev \"%s\"", c->id);
+    c->watchers = c->listeners.n;
+    for (unsigned i = 0; i < c->listeners.n; i++)
+        co_start(co_watch, &c->acceptors[i]);
+    while (c->watchers)
+        co_waitq_wait(&c->watched);
+    return c->has_client || err_set(err, -ESHUTDOWN, "No connection to chardev \"%s\"", c->id);
 }
 
 static bool co_open_socket(struct chardev *c, const struct socket_options *o, struct err *err)

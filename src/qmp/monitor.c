@@ -54,13 +54,15 @@ static void monitor_break(struct monitor *m)
 /* Does not suspend. A message of any size is taken when nothing else waits. */
 static void monitor_send(struct monitor *m, const json_t *message)
 {
-    CLEANUP(free) char *text = json_dumps(message, JSON_ENCODE_ANY | JSON_ENSURE_ASCII |
-                                                   (m->pretty ? JSON_INDENT(4) : 0));
+    size_t flags = JSON_ENCODE_ANY | JSON_ENSURE_ASCII | (m->pretty ? JSON_INDENT(4) : 0);
 
-    if (m->broken || !text)
+    if (m->broken)
         return;
 
-    size_t len = strlen(text);
+    CLEANUP(free) char *text = json_dumps(message, flags);
+    size_t len = text ? strlen(text) : 0;
+
+    assert(text);
 
     if (waiting_bytes(m) && waiting_bytes(m) + len > LIMIT_QMP_OUTPUT) {
         log_warn("QMP: a client that does not read its messages was disconnected");

@@ -315,6 +315,15 @@ def test_with_wait_it_goes_on_when_a_client_is_there(tmp_path):
             quit_by(first, p)
 
 
+def test_with_wait_any_address_of_a_name_will_do(tmp_path):
+    port = stillpoint.free_port()
+    with started(tmp_path, "--chardev", f"socket,id=c,host=localhost,port={port},server=on",
+                 "--monitor", "c") as p:
+        poll_until("its message", lambda: "waiting for a connection" in p.log())
+        with Qmp(socket.create_connection(("127.0.0.1", port))) as qmp:
+            quit_by(qmp, p)
+
+
 def test_a_signal_ends_it_while_it_waits_for_a_client(tmp_path):
     path = tmp_path / "qmp.sock"
     with started(tmp_path, "--chardev", f"socket,id=c,path={path},server=on", "--monitor",
