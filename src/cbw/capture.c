@@ -223,6 +223,7 @@ static int co_run_capture(struct guest *g, struct capture *c)
 {
     struct view *v = g->v;
     struct outcome o = { .over = false };
+    bool probe = c->probe;
     int r;
 
     c->v = view_ref(v);
@@ -231,14 +232,15 @@ static int co_run_capture(struct guest *g, struct capture *c)
     list_push_tail(&v->captures, &c->link);
     v->n_captures++;
     v->capture_bytes += c->probe ? 0 : c->n * GRANULE;
-    co_start(c->probe ? co_probe : co_capture, c);
+    co_start(probe ? co_probe : co_capture, c);
 
     r = co_guest_wait(g, &c->waiters, "keep the old data within cbw-timeout");
     if (!o.over) {
         c->outcome = NULL;         /* it is still there, and forgets about us */
         return r;
     }
-    g->data_until = o.data_until;
+    if (probe)
+        g->data_until = o.data_until;
     g->what = o.what;
     return o.ret;
 }
@@ -266,7 +268,8 @@ static int co_capture_step(struct guest *g)
     }
     c = capture_get(v, probe ? 0 : n * GRANULE);
     if (!c) {
-        store_unreserve(v->store, n * GRANULE);
+        if (!probe)
+            store_unreserve(v->store, n * GRANULE);
         g->what = "keep the old data";
         return -ENOMEM;
     }

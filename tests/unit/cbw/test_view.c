@@ -189,6 +189,25 @@ static void long_stretches_of_zeros_are_captured_without_being_read(void **state
     in_loop(big_body);
 }
 
+static void data_body(void)
+{
+    struct scene s;
+
+    co_scene(&s, 16 * MiB);
+    co_write_ok(&s, 0, 8 * MiB, 1);
+    co_open_view(&s);
+    assert_int_equal(co_disk_discard(s.guest, 0, 16 * MiB), 0);
+    assert_int_equal(mem_count(s.mem, MEM_READ), 8);
+    assert_int_equal(mem_count(s.mem, MEM_STATUS), 2);   /* the data, the zeros */
+    co_expect(&s, 0, 8 * MiB, 1);
+    co_strike(&s);
+}
+
+static void a_long_stretch_of_data_is_asked_about_once(void **state)
+{
+    in_loop(data_body);
+}
+
 static void write_two(void *arg)
 {
     co_write_ok(arg, 3 * G, 2 * G, 2);
@@ -694,6 +713,7 @@ int main(void)
         cmocka_unit_test(granules_are_captured_whole_and_the_last_one_may_be_short),
         cmocka_unit_test(zero_writes_and_discards_are_captured),
         cmocka_unit_test(long_stretches_of_zeros_are_captured_without_being_read),
+        cmocka_unit_test(a_long_stretch_of_data_is_asked_about_once),
         cmocka_unit_test(requests_that_meet_in_a_granule_capture_it_once),
         cmocka_unit_test(each_view_has_its_own_instant),
         cmocka_unit_test(a_write_in_flight_is_waited_for_and_is_in),
