@@ -61,7 +61,7 @@ static bool co_add_image(struct info_command *c, const struct offline_open *o, c
     node_get_info(n, ni);
     info = json_pack("{s:I, s:o, s:s, s:b}", "virtual-size", (json_int_t)ni->size,
                      "filename", schema_json_str(o->name), "format", node_driver_name(n),
-                     "dirty-flag", 0);
+                     "dirty-flag", ni->dirty);
     if (ni->cluster_size)
         json_object_set_new(info, "cluster-size", json_integer(ni->cluster_size));
     if (ni->allocated != UINT64_MAX)
@@ -160,6 +160,8 @@ static void print_image(const json_t *info)
             printf(" (actual path: %s)", full);
         putchar('\n');
     }
+    if (json_is_true(json_object_get(info, "dirty-flag")))
+        printf("cleanly shut down: no\n");
     if (text_of(info, "backing-filename-format"))
         printf("backing file format: %s\n", text_of(info, "backing-filename-format"));
     print_specific(json_object_get(info, "format-specific"));

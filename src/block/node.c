@@ -282,6 +282,7 @@ static void info_from_file(struct node *n, struct node_info *ret)
     if (n->drv->is_filter)
         return;
     ret->cluster_size = 0;
+    ret->dirty = false;
     ret->backing_file[0] = ret->backing_format[0] = '\0';
 }
 

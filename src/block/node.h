@@ -70,6 +70,7 @@ struct node_info {
     bool can_unmap;              /* discard and REQ_MAY_UNMAP free space */
     bool can_write_zeroes_fast;  /* write_zeroes with REQ_NO_FALLBACK works */
     bool zero_init;              /* never-written ranges are known to read as zero */
+    bool dirty;                  /* the image was not closed cleanly */
     char filename[4096];         /* what qemu-img info shows: a path, an nbd:// URI or json:{} */
     char backing_file[1024];     /* as the image names it; empty: none */
     char backing_format[16];

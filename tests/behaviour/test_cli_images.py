@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from cli import MiB, QemuNbd, make_image
-from stillpoint import qemu_img, stillpoint
+from stillpoint import qemu_img, run, stillpoint
 
 
 def fails(*args, status=1):
@@ -129,6 +129,17 @@ def test_info_for_people(chain, tmp_path):
     ours = stillpoint("info", chain).stdout.splitlines()
     theirs = qemu_img("info", chain).stdout.splitlines()
     assert sorted(ours) == sorted(theirs)
+
+
+def test_info_of_an_image_that_was_not_closed(tmp_path):
+    image = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", image, "1M")
+    run("qemu-io", "-c", "write 0 64k", "-c", "abort", image, check=False)
+    ours = json_of(stillpoint, "info", "--json", image)
+    assert ours["dirty-flag"] is True
+    assert ours == json_of(qemu_img, "info", "--output=json", image)
+    assert sorted(stillpoint("info", image).stdout.splitlines()) == \
+        sorted(qemu_img("info", image).stdout.splitlines())
 
 
 def test_info_follows_no_name_out_of_the_directory(tmp_path):

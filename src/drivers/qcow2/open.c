@@ -271,6 +271,7 @@ static void qcow2_get_info(struct node *n, struct node_info *ret)
     struct qcow2 *s = n->state;
 
     ret->cluster_size = (uint32_t)s->cluster_size;
+    ret->dirty = s->header.incompatible & QCOW2_INCOMPAT_DIRTY;
     ret->can_unmap = true;
     ret->can_write_zeroes_fast = s->geo.version >= 3 || qcow2_unallocated_is_zero(s, 0);
     snprintf(ret->backing_file, sizeof(ret->backing_file), "%s", s->header.backing_file);
