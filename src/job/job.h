@@ -127,8 +127,8 @@ MUST_CHECK bool job_user_resume(struct job *job, struct err *err);
 MUST_CHECK bool job_set_speed(struct job *job, uint64_t speed, struct err *err);
 /* Without @force a job that can still end well may first finish what it has
  * begun (a backup with sync=none drains what was captured); it is cancelled all
- * the same, unless that fails: then it has failed. Without @force a paused job refuses. Asking again, also with force,
- * is allowed. */
+ * the same, unless that fails: then it has failed. Without @force a paused job
+ * refuses. Asking again, also with force, is allowed. */
 MUST_CHECK bool job_cancel(struct job *job, bool force, struct err *err);
 MUST_CHECK bool job_complete(struct job *job, struct err *err);
 MUST_CHECK bool job_finalize(struct job *job, struct err *err);

@@ -199,8 +199,12 @@ uint8_t *co_guest_read(struct model *m)
 {
     uint8_t *buf = xmalloc(m->size);
     struct iovec iov = { buf, m->size };
-    int r = co_disk_preadv(m->guest, 0, m->size, &iov, 1, 0);
+    int r, tries = 0;
 
+    /* A fault that is still to come strikes once. */
+    do {
+        r = co_disk_preadv(m->guest, 0, m->size, &iov, 1, 0);
+    } while (r < 0 && fault_applied(m->source_fault) && ++tries < 10);
     if (r < 0)
         model_fail(m, "the guest cannot read: %s", strerror(-r));
     return buf;
