@@ -66,6 +66,14 @@ def test_what_is_in_flight_is_in_or_out_but_whole(court):
     assert "no single moment explains its blocks" in problems(court.judge(everything))
 
 
+def test_what_was_never_acknowledged_is_in_or_out(court):
+    court.log((10, 20, 0, 1, WRITE), (30, NEVER, 0, 2, WRITE))
+    assert court.judge({0: stamp(0, 1, 0)}).ok
+    assert court.judge({0: stamp(0, 2, 0), 1: stamp(0, 2, 1)}).ok
+    assert "no single moment" in problems(court.judge({0: stamp(0, 2, 0)}))
+    assert "expected operation 1 or 2" in problems(court.judge({}))
+
+
 def test_a_torn_block_is_seen(court):
     court.log((90, 110, 2, 1, WRITE))
     assert "torn" in problems(court.judge({2: stamp(0, 1, 2)[:2048] + OLD[2048:]}))

@@ -276,7 +276,7 @@ def judge_block(v, cuts, block, got, old, ops, asked, answered):
     candidates = []       # (contents, last operation in, first operation out)
     for n, op in enumerate(ops):
         writer, seq, sent, done, _ = op
-        if done > asked and settled is None:
+        if settled is None and (done > asked or done == NEVER):
             settled = True
             candidates.append((set(states), ops[n - 1][1] if n else 0, seq))
         if sent >= answered:
