@@ -20,6 +20,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <time.h>
+#include <unistd.h>
 
 enum sync { SYNC_FULL, SYNC_TOP, SYNC_NONE };
 static const char *const sync_names[] = { "full", "top", "none", NULL };
@@ -55,7 +56,7 @@ static int parse(struct backup_command *c, int argc, char **argv)
           "backing file. none: old data, as it is overwritten from now on, over the disk itself; "
           "until Ctrl-C or 'stillpoint complete'", sync_names },
         { "control", 0, CLI_TEXT, &c->control, "PATH",
-          "the daemon's control socket; $STILLPOINT_CONTROL unless given" },
+          "the daemon's control socket; $STILLPOINT_CONTROL unless given; '' for none" },
         { "format", 'f', CLI_TEXT, &c->format, "FORMAT",
           "of TARGET: raw or qcow2; by the name's ending unless given" },
         { "source-format", 0, CLI_TEXT, &c->source_format, "FORMAT",
@@ -216,24 +217,55 @@ static char *default_job_id(const struct backup_command *c)
     return xasprintf("backup-%s", sync_names[c->sync]);
 }
 
+/* "a, b and c" of the disks that the daemon serves. */
+static void add_served(struct backup_command *c, struct strbuf *sb)
+{
+    CLEANUP(json_decref) json_t *exports = NULL;
+    json_t *export;
+    size_t i, n;
+
+    if (!qmp_client_execute(c->run.client, "query-block-exports", NULL, &exports, NULL))
+        return;
+    n = json_array_size(exports);
+    strbuf_add(sb, n ? "; it serves " : "; it serves none");
+    json_array_foreach(exports, i, export)
+        strbuf_addf(sb, "%s'%s'", i == 0 ? "" : i + 1 < n ? ", " : " and ",
+                    json_string_value(json_object_get(export, "id")));
+}
+
+static bool no_such_disk(struct backup_command *c)
+{
+    CLEANUP_STRBUF struct strbuf sb = STRBUF_INIT;
+
+    add_served(c, &sb);
+    if (access(c->source, F_OK) == 0)
+        strbuf_add(&sb, ". For a file that nobody has open say --control ''");
+    return err_set(&c->run.err, -ENODEV, "The daemon at '%s' has no disk '%s'%s", c->control,
+                   c->source, strbuf_text(&sb));
+}
+
+/* The daemon's words in those of this command. */
+static bool explain_refusal(struct backup_command *c)
+{
+    struct err *err = &c->run.err;
+
+    if (c->control && strstr(err->text, "Cannot find device="))
+        return no_such_disk(c);
+    if (strstr(err->text, "Backing file not supported"))
+        return err_set(err, err->code, "'%s' stands on a backing file, and so must a backup with "
+                       "--sync top: a TARGET that ends in .qcow2, or --format qcow2", c->source);
+    if (strstr(err->text, "Job ID") && strstr(err->text, "already in use"))
+        return err_set(err, err->code, "A job '%s' runs already: 'stillpoint cancel %s' ends it, "
+                       "--job-id gives this one another name", c->job, c->job);
+    return false;
+}
+
 static bool start_job(struct backup_command *c)
 {
     json_t *args = job_arguments(c);
-    struct err *err = &c->run.err;
 
-    if (!args || !backup_run_start(&c->run, args)) {
-        if (strstr(err->text, "Cannot find device="))
-            return err_set(err, err->code, "The daemon at '%s' has no disk '%s'",
-                           c->control, c->source);
-        if (strncmp(err->text, "Backing file not supported", 26) == 0)
-            return err_set(err, err->code, "'%s' stands on a backing file, and so must a backup "
-                           "with --sync top: a TARGET that ends in .qcow2, or --format qcow2",
-                           c->source);
-        if (strstr(err->text, "already in use") && strncmp(err->text, "Job ID", 6) == 0)
-            return err_set(err, err->code, "A job '%s' runs already: 'stillpoint cancel %s' "
-                           "ends it, --job-id gives this one another name", c->job, c->job);
-        return false;
-    }
+    if (!args || !backup_run_start(&c->run, args))
+        return explain_refusal(c);
     c->instant = time(NULL);
     progress_event(&c->progress,
                    json_pack("{s:s, s:s, s:o, s:o, s:s, s:I}", "event", "started", "job", c->job,
@@ -274,14 +306,18 @@ static void tell_done(struct backup_command *c)
 static int tell_cancelled(struct backup_command *c, bool given_up)
 {
     progress_event(&c->progress, json_pack("{s:s, s:s}", "event", "cancelled", "job", c->job));
-    if (given_up && c->control)
-        fprintf(stderr, "stillpoint backup: did not wait for the end of job '%s': "
-                "'stillpoint jobs' tells whether it still runs\n", c->job);
-    else if (c->sync == SYNC_NONE && !c->run.asked)
-        fprintf(stderr, "stillpoint backup: the job was cancelled; '%s' is whole only if that "
-                "was done without --force\n", c->target_name);
+    /* Somebody else's soft cancel is one of the ways to complete sync=none. */
+    if (c->sync == SYNC_NONE && !c->run.asked && c->run.started)
+        cli_failf("backup", "the job was cancelled; '%s' is whole only if that was done without "
+                  "--force", c->target_name);
+    else if (!target_name_discard(&c->target, c->run.started))
+        cli_failf("backup", "cancelled; '%s' holds half a backup",
+                  target_name_job_path(&c->target));
+    else if (given_up && c->control)
+        cli_failf("backup", "did not wait for the end of job '%s': 'stillpoint jobs' tells "
+                  "whether it still runs", c->job);
     else
-        fprintf(stderr, "stillpoint backup: cancelled; nothing was left behind\n");
+        cli_failf("backup", "cancelled; nothing was left behind");
     return EXIT_CANCELLED;
 }
 
@@ -306,13 +342,10 @@ static int finish(struct backup_command *c, enum backup_end end)
         (void)cli_end_output("backup");
         return EXIT_OK;
     case BACKUP_END_FAILED:
-        target_name_discard(&c->target, c->run.started);
+        (void)target_name_discard(&c->target, c->run.started);
         return tell_failed(c);
     case BACKUP_END_CANCELLED:
     case BACKUP_END_GIVEN_UP:
-        /* Somebody who completes sync=none by a soft cancel wants to keep it. */
-        if (c->sync != SYNC_NONE || c->run.asked)
-            target_name_discard(&c->target, c->run.started);
         return tell_cancelled(c, end == BACKUP_END_GIVEN_UP);
     }
     abort();
@@ -325,9 +358,12 @@ static enum backup_end run_job(struct backup_command *c)
         .in_place = c->sync == SYNC_NONE,
     };
 
-    if (!connect_daemon(c) || !target_name_init(&c->target, &o, &c->run.err) || !start_job(c))
-        return c->run.err.code == -EINTR ? BACKUP_END_CANCELLED : BACKUP_END_FAILED;
-    return backup_run_wait(&c->run);
+    if (connect_daemon(c) && target_name_init(&c->target, &o, &c->run.err) && start_job(c))
+        return backup_run_wait(&c->run);
+    if (c->run.err.code != -EINTR)
+        return BACKUP_END_FAILED;
+    /* After one interrupt no job is started; a second one does not wait for the answer. */
+    return c->interrupt.count > 1 ? BACKUP_END_GIVEN_UP : BACKUP_END_CANCELLED;
 }
 
 /* A name without the way to it; of an URI all. */

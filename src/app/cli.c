@@ -89,11 +89,9 @@ int cli_no_control(const char *command)
 
 const char *cli_control(const char *given)
 {
-    const char *env = getenv(CONTROL_VARIABLE);
+    const char *path = given ? given : getenv(CONTROL_VARIABLE);
 
-    if (given)
-        return given;
-    return env && *env ? env : NULL;
+    return path && *path ? path : NULL;
 }
 
 /* ---- help ------------------------------------------------------------------------ */

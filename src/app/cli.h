@@ -79,7 +79,7 @@ MUST_CHECK bool cli_allow_image_dirs(const struct cli_list *dirs, struct err *er
 /* Tell that a control socket is needed; gives EXIT_USAGE. */
 int cli_no_control(const char *command);
 
-/* The control socket: @given, or what $STILLPOINT_CONTROL says, or NULL. */
+/* The control socket: @given, else what $STILLPOINT_CONTROL says. NULL if that is empty. */
 const char *cli_control(const char *given);
 
 #endif

@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #define DEFAULT_LISTEN "unix:stillpoint-nbd.sock"
 #define DEFAULT_CONTROL "stillpoint-control.sock"
@@ -313,6 +314,8 @@ static int parse(struct serve_command *c, int argc, char **argv)
     }
     if (!c->n_listens && !add_listen(c, DEFAULT_LISTEN, &err))
         return cli_misuse("serve", "%s", err.text);
+    if (c->daemon.scratch_dir && access(c->daemon.scratch_dir, W_OK | X_OK) < 0)
+        return cli_failf("serve", "--scratch-dir %s: %s", c->daemon.scratch_dir, strerror(errno));
     return cli_allow_image_dirs(&c->image_dirs, &err) ? -1 : cli_fail("serve", &err);
 }
 

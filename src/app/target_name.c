@@ -187,14 +187,15 @@ bool target_name_publish(struct target_name *t, struct err *err)
     return sync_path(dir, O_RDONLY | O_DIRECTORY, err);
 }
 
-void target_name_discard(struct target_name *t, bool started)
+bool target_name_discard(struct target_name *t, bool started)
 {
     const char *path = target_name_job_path(t);
 
-    if (t->device || t->given_up)
-        return;
     /* A job that was not started has not touched a file of the final name. Of the
      * partial name there may be another backup's: then it is locked. */
-    if (started || (t->partial && !in_use(path)))
-        (void)unlink(path);
+    if (!started && (!t->partial || in_use(path)))
+        return true;
+    if (t->device || t->given_up)
+        return false;
+    return unlink(path) == 0 || errno == ENOENT;
 }

@@ -42,8 +42,9 @@ const char *target_name_job_path(const struct target_name *t);
  * that is on stable storage too then. */
 MUST_CHECK bool target_name_publish(struct target_name *t, struct err *err);
 
-/* The job has not ended well: remove what it has written to a file. @started: the
- * file is that job's for sure. */
-void target_name_discard(struct target_name *t, bool started);
+/* The job has not ended well: remove what it has written to a file. @started: there
+ * was a job. False when something of it is left: on a device, or in a file that
+ * cannot be removed or is left to the user. */
+bool target_name_discard(struct target_name *t, bool started);
 
 #endif

@@ -336,12 +336,17 @@ def test_somebody_else_at_the_control_socket(says, words, tmp_path):
     assert words in done.stderr
 
 
-def test_a_disk_that_is_not_served(disk, tmp_path):
-    done = stillpoint("backup", "other", tmp_path / "b.raw", "--control", disk.control,
-                      check=False)
+def test_a_disk_that_is_not_served(disk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = stillpoint("backup", "other", "b.raw", "--control", disk.control, check=False)
     assert done.returncode == 1
-    assert f"The daemon at '{disk.control}' has no disk 'other'" in done.stderr
-    assert not (tmp_path / "b.raw").exists()
+    assert f"The daemon at '{disk.control}' has no disk 'other'; it serves 'disk'\n" in done.stderr
+    monkeypatch.setenv("STILLPOINT_CONTROL", disk.control)
+    make_image("file.raw", MiB)
+    done = stillpoint("backup", "file.raw", "b.raw", check=False)
+    assert "For a file that nobody has open say --control ''" in done.stderr
+    assert not os.path.exists("b.raw")
+    stillpoint("backup", "file.raw", "b.raw", "--control", "")
 
 
 def test_a_job_that_runs_already(disk, tmp_path):
@@ -391,9 +396,19 @@ def test_ctrl_c_leaves_nothing(number, disk, tmp_path):
         b.signal(number)
         status, last = b.finish()
     assert (status, last["event"]) == (130, "cancelled")
+    assert b.stderr == "stillpoint backup: cancelled; nothing was left behind\n"
     assert files_in(tmp_path) == before
     assert stillpoint("jobs", "--control", disk.control).stdout == "no jobs\n"
     disk.write("disk", *LATER)
+
+
+def test_ctrl_c_leaves_half_a_backup_where_it_must(disk, tmp_path):
+    with QemuNbd(tmp_path, make_image(tmp_path / "target.raw", 8 * MiB)) as server:
+        with Backup("disk", server.uri, *SLOW, control=disk.control) as b:
+            b.until("started")
+            b.signal()
+            assert b.finish()[0] == 130
+        assert f"'{server.uri}' holds half a backup" in b.stderr
 
 
 def test_cancel_by_somebody_else(disk, tmp_path):

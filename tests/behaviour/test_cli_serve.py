@@ -136,6 +136,7 @@ def test_a_format_that_the_name_does_not_say(tmp_path):
     (["d=/dev/null"], "/dev/null"),
     (["good.raw", "--format", "vmdk"], "Unknown format 'vmdk'"),
     (["good.raw", "--image-dir", "nodir"], "image directory 'nodir': No such file"),
+    (["good.raw", "--scratch-dir", "nodir"], "--scratch-dir nodir: No such file or directory"),
     (["good.raw", "--listen", "unix:nodir/s"], "nodir/s"),
     (["good.raw", "--listen", "unix:" + "x" * 200], "x" * 100),
     (["good.raw", "--listen", "tcp:no.such.host.invalid:1"], "no.such.host.invalid"),

@@ -141,6 +141,7 @@ static void the_control_socket_may_come_from_the_environment(void **state)
     setenv("STILLPOINT_CONTROL", "env", 1);
     assert_string_equal(cli_control(NULL), "env");
     assert_string_equal(cli_control("given"), "given");
+    assert_null(cli_control(""));
 }
 
 int main(void)
