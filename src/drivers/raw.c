@@ -6,6 +6,7 @@
 #include "block/graph.h"
 #include "drivers/drivers.h"
 #include <inttypes.h>
+#include <stdio.h>
 
 struct raw_options {
     struct schema_alt file;
@@ -115,11 +116,26 @@ static void raw_cancel_in_flight(struct node *n)
     node_cancel_in_flight(child(n));
 }
 
+/* A part of a file is not to be had under the file's name. As QEMU calls it. */
+static void name_part(const struct node *n, struct node_info *ret)
+{
+    json_t *json = json_pack("{s:s,s:I,s:I,s:{s:s,s:o}}", "driver", "raw", "offset",
+                             (json_int_t)shifted(n, 0), "size", (json_int_t)n->size, "file",
+                             "driver", node_driver_name(child(n)), "filename",
+                             schema_json_str(ret->filename));
+    CLEANUP(free) char *text = json_dumps(json, JSON_COMPACT);
+
+    snprintf(ret->filename, sizeof(ret->filename), "json:%s", text);
+    json_decref(json);
+}
+
 static void raw_get_info(struct node *n, struct node_info *ret)
 {
     uint64_t size = ret->size;
 
     node_get_info(child(n), ret);
+    if (ret->filename[0] && n->size != node_size(child(n)))
+        name_part(n, ret);
     ret->size = size;
 }
 

@@ -21,16 +21,24 @@ static const char *natural_format(struct node *n)
     return n->drv->is_protocol ? "raw" : node_driver_name(n);
 }
 
-/* The name by which another image, wherever it lies, can refer to @n. free() it. */
-static char *lasting_name(struct node *n)
+/* The name by which another image, wherever it lies, can refer to @n. free() it. NULL
+ * with @err: it has none, such as a part of a file. */
+static char *lasting_name(struct node *n, struct err *err)
 {
     CLEANUP(free) struct node_info *info = xnew(struct node_info);
 
     node_get_info(n, info);
 
+    if (strncmp(info->filename, "json:", 5) == 0) {
+        err_set(err, -EINVAL, "The target cannot name node '%s' as its backing file, because it is "
+                "only a part of a file: make the target beforehand, and use blockdev-backup",
+                node_name(n));
+        return NULL;
+    }
+
     char *path = realpath(info->filename, NULL);
 
-    /* An nbd URI, or "json:..." */
+    /* An nbd URI */
     return path ? path : xstrdup(info->filename);
 }
 
@@ -68,14 +76,34 @@ static int look_at(void *arg)
     return stat(arg, &st) < 0 ? -errno : 0;
 }
 
+/* See the name of a new file onto the disk, so that a power cut after success leaves
+ * a backup and not only its bytes. */
+static int sync_directory(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    CLEANUP(free) char *dir = slash ? xasprintf("%.*s", (int)(slash - path) + 1, path)
+                                    : xstrdup(".");
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+
+    /* Not every file system does it, and not every directory can be read. */
+    if (fd < 0 || (fsync(fd) < 0 && errno != EINVAL))
+        r = errno == EACCES ? 0 : -errno;
+    if (fd >= 0)
+        close(fd);
+    return r;
+}
+
 static int create_file(void *arg)
 {
-    int fd = open(arg, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    int fd = open(arg, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644), r;
 
     if (fd < 0)
         return -errno;
     close(fd);
-    return 0;
+    r = sync_directory(arg);
+    if (r < 0)
+        unlink(arg);
+    return r;
 }
 
 static int remove_file(void *arg)
@@ -90,6 +118,15 @@ static bool co_ensure_file(const char *path, struct backup_target *t, struct err
     if (r == 0)
         t->created = xstrdup(path);
     return r == 0 || r == -EEXIST || err_errno(err, r, "Could not create '%s'", path);
+}
+
+/* While its lock is held: what was made for nothing, and nobody else can have begun
+ * to use meanwhile. */
+static void co_remove_created(struct backup_target *t)
+{
+    if (t->created)
+        (void)co_offload(remove_file, t->created);
+    free(MOVE(t->created));
 }
 
 static struct node *co_open_json(json_t *json, struct err *err)
@@ -139,13 +176,15 @@ static bool co_make_raw(struct node *file, uint64_t size, bool *ret_zero, struct
 
 static bool co_make_qcow2(struct node *file, uint64_t size, struct node *backing, struct err *err)
 {
-    CLEANUP(free) char *backing_file = backing ? lasting_name(backing) : NULL;
+    CLEANUP(free) char *backing_file = backing ? lasting_name(backing, err) : NULL;
     struct qcow2_create_opts o = {
         .size = size,
         .backing_file = backing_file,
         .backing_format = backing ? natural_format(backing) : NULL,
     };
 
+    if (backing && !backing_file)
+        return false;
     return co_qcow2_create(file, &o, err);
 }
 
@@ -214,13 +253,22 @@ static bool co_open_target(struct node *source, const struct backup_target_opts 
     if (!o->existing && strcmp(protocol, "file") == 0 && !co_ensure_file(o->filename, t, err))
         return false;
 
-    struct node *file = co_open_protocol(o->filename, err);
+    struct err why = ERR_INIT;
+    struct node *file = co_open_protocol(o->filename, &why);
 
-    if (!file)
+    if (!file) {
+        /* Locked already: somebody who wants it as well was quicker, and it is his. */
+        if (why.code != -EAGAIN)
+            co_remove_created(t);
+        if (err)
+            *err = why;
         return false;
+    }
 
     bool ok = co_open_over(source, o, format, file, t, err);
 
+    if (!ok)
+        co_remove_created(t);
     co_node_unref(file);
     return ok;
 }
@@ -231,14 +279,14 @@ bool co_backup_target_open(struct node *source, const struct backup_target_opts 
     *ret = (struct backup_target){ 0 };
     if (co_open_target(source, o, ret, err))
         return true;
-    co_backup_target_done(ret, false);
+    free(MOVE(ret->created));
     return false;
 }
 
 void co_backup_target_done(struct backup_target *t, bool keep)
 {
+    if (!keep)
+        co_remove_created(t);
     co_node_unref(t->node);
-    if (t->created && !keep)
-        (void)co_offload(remove_file, t->created);
     free(t->created);
 }

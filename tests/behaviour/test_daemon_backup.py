@@ -316,6 +316,41 @@ def test_a_backup_that_does_not_start_leaves_no_new_file(tmp_path, raw):
         assert not (tmp_path / "t").exists()
 
 
+def test_an_overlay_of_a_disk_that_is_written_is_no_source(tmp_path, daemon, raw):
+    overlay = tmp_path / "overlay.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay, "4M")
+    daemon.add_file("base", raw)
+    daemon.add_file("disk", overlay, driver="qcow2", backing="base")
+    daemon.serve("base")
+    with pytest.raises(QmpError, match="shows the content of node 'base'.*writes to it"):
+        backup(daemon, tmp_path / "b.raw", format="raw")
+    assert not (tmp_path / "b.raw").exists()
+    daemon.qmp("block-export-del", id="base", mode="hard")
+    daemon.wait_event("BLOCK_EXPORT_DELETED", id="base")
+    backup(daemon, tmp_path / "b.raw", format="raw", wait=False, speed=1)
+    with pytest.raises(QmpError, match="does not let others write to it"):
+        daemon.qmp("block-export-add", type="nbd", id="base", node_name="base", writable=True)
+    daemon.qmp("block-job-cancel", device="j", force=True)
+    daemon.qmp.wait_job("j")
+
+
+def test_a_file_under_a_growing_image_is_no_source(tmp_path, daemon):
+    image = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, "64M")
+    daemon.qmp("blockdev-add", {"driver": "file", "node-name": "file", "filename": str(image)})
+    daemon.qmp("blockdev-add", {"driver": "qcow2", "node-name": "disk", "file": "file"})
+    with pytest.raises(QmpError, match="'disk' as its file, which may resize it"):
+        backup(daemon, tmp_path / "b.raw", device="file")
+    assert not (tmp_path / "b.raw").exists()
+
+
+def test_a_part_of_a_file_cannot_be_named_as_backing_file(tmp_path, daemon, raw):
+    daemon.add_file("disk", raw, offset=MIB, size=MIB)
+    with pytest.raises(QmpError, match="only a part of a file"):
+        backup(daemon, tmp_path / "b.qcow2", sync="none", format="qcow2")
+    assert not (tmp_path / "b.qcow2").exists()
+
+
 # ---- the daemon ends while a backup runs ---------------------------------------------------------
 
 

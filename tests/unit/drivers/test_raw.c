@@ -37,6 +37,7 @@ CO_TEST(raw_shows_a_part_of_the_file)
 {
     const char *path = test_path("part");
     struct err err = ERR_INIT;
+    struct node_info info;
     unsigned char byte;
     struct node *n;
 
@@ -48,6 +49,11 @@ CO_TEST(raw_shows_a_part_of_the_file)
     assert_int_equal(co_node_pwrite(n, 8192, 1, "x", 0), -ENOSPC);
     assert_int_equal(co_node_pread(n, 8192, 1, &byte, 0), -EINVAL);
     assert_int_equal(co_status(n, 0, 8192).host_off, 4097);
+    /* It must not pass for the whole file, as in the name of a backing file. */
+    node_get_info(n, &info);
+    assert_ptr_equal(strstr(info.filename, "json:{\"driver\":\"raw\",\"offset\":4097,"
+                            "\"size\":8192,\"file\":{\"driver\":\"file\""), info.filename);
+    assert_non_null(strstr(info.filename, path));
     assert_false(co_node_resize(n, 4096, &err));
     assert_int_equal(err.code, -ENOTSUP);
     file_read(path, 4096, &byte, 1);
