@@ -4,7 +4,7 @@
  * All others get new host clusters, under a claim:
  *
  *     claim the guest clusters      (others who want them wait, or share)
- *     allocate host clusters        refcounts, in memory
+ *     allocate host clusters        refcounts, in memory (and an L2 table if need be)
  *     fill them (cow.c)             I-Q1: data is written before
  *     link them                     its L2 entries change, in memory
  *     end the claim
@@ -196,9 +196,13 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
 {
     struct qcow2 *s = run->s;
     uint64_t off = run->off + run->done;
+    struct qcow2_l2_place place;
     struct qcow2_space space;
-    int r = co_claim_space(s, c, e, &space);
+    int r = co_qcow2_l2_get_writable(s, off, &place);
 
+    /* The table that will name them first, so that it does not lie among them. */
+    if (r == 0)
+        r = co_claim_space(s, c, e, &space);
     if (r < 0) {
         claim_end(c, CLAIM_FAILED);
         return r;
