@@ -122,7 +122,7 @@ def nbdkit_memory(live):
     return ["memory", str(live.disk.size)]
 
 
-# ---- the target fails --------------------------------------------------------------------------
+# ---- the target fails --------------------------------------
 
 
 @pytest.mark.parametrize("op", ["write", "write-zeroes", "flush"])
@@ -254,7 +254,7 @@ def test_a_server_that_refuses_writes(live):
         Job(live, "target").bad_end(ENOSPC)
 
 
-# ---- the target hangs or vanishes ------------------------------------------------------------------
+# ---- the target hangs or vanishes --------------------------------------
 
 
 @pytest.mark.parametrize("how", ["hang", "stopped server"])
@@ -362,7 +362,7 @@ def test_a_server_that_was_away_may_have_lost_writes(live):
         job.bad_end("flush the target")
 
 
-# ---- the source fails ------------------------------------------------------------------------------
+# ---- the source fails --------------------------------------
 
 
 def fail_source(live, **rule):
@@ -460,7 +460,7 @@ def test_a_source_that_hangs_breaks_the_backup_after_cbw_timeout(live_raw):
         forget_foreign_write(live)
 
 
-# ---- scratch fails ---------------------------------------------------------------------------------
+# ---- scratch fails --------------------------------------
 
 
 @pytest.mark.parametrize("source", ["raw", "qcow2-over-qcow2-shorter"])
@@ -508,7 +508,7 @@ def test_break_guest_write_fails_clients_when_scratch_is_full(live, small):
     live.judge(path, "raw", job.asked, job.answered)
 
 
-# ---- the daemon ends ---------------------------------------------------------------------------------
+# ---- the daemon ends --------------------------------------
 
 
 @pytest.mark.parametrize("source", disks.KINDS)

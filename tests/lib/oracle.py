@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 
-BLOCK = 4096                         # unless a test says otherwise; also the last one may be shorter
+BLOCK = 4096                         # unless a test says otherwise; the last may be shorter
 STRIPE = 8                           # blocks in a row that one writer owns
 MAGIC = 0x5374696C6C707431
 STAMP = struct.Struct("<QIIQQ")      # magic, writer, 0, seq, block
