@@ -54,7 +54,7 @@ def extents(h, count, offset, flags=0):
     return list(zip(seen[::2], seen[1::2]))
 
 
-# ---- what clients are told ----------------------------------------------------------------
+# ---- what clients are told ---------------------------------------------------------------
 
 
 def test_nbdinfo_sees_what_is_offered(disk):
@@ -119,7 +119,7 @@ def test_a_chain_is_mapped_as_a_whole(daemon, tmp_path):
                       [6208 * k, 1984 * k, 2]]
 
 
-# ---- copying --------------------------------------------------------------------------------
+# ---- copying -----------------------------------------------------------------------------
 
 
 def test_nbdcopy_both_ways(disk, tmp_path):
@@ -166,7 +166,7 @@ def test_fio_verifies_what_it_wrote(disk, tmp_path, jobs):
     assert "err= 0" in (tmp_path / "fio.txt").read_text()
 
 
-# ---- requests ---------------------------------------------------------------------------------
+# ---- requests ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("structured", [True, False])
@@ -293,7 +293,7 @@ def test_tls_is_refused_politely(disk):
     assert not h.get_tls_negotiated() and h.get_size() == SIZE
 
 
-# ---- bad company ----------------------------------------------------------------------------------
+# ---- bad company -------------------------------------------------------------------------
 
 
 def negotiate(path):

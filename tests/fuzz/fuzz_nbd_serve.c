@@ -39,7 +39,7 @@ static struct nbd_exports *exports;
 static struct nbd_server *server;
 static char path[64];
 
-/* ---- the server, made with the first input ---------------------------------------- */
+/* ---- the server, made with the first input ------------------------------ */
 
 static void co_set_up(void *arg)
 {
@@ -94,7 +94,7 @@ static void set_up(void)
     atexit(tear_down);
 }
 
-/* ---- one client ---------------------------------------------------------------------- */
+/* ---- one client --------------------------------------------------------- */
 
 static void co_send(struct stream *s, const void *data, size_t len)
 {

@@ -51,7 +51,7 @@ void nbd_buffers_free(struct nbd_buffers *b)
     free(b);
 }
 
-/* ---- accounts ------------------------------------------------------------------ */
+/* ---- accounts ----------------------------------------------------------- */
 
 void nbd_holder_init(struct nbd_holder *h, struct nbd_buffers *b,
                      void (*evict)(struct nbd_holder *h))
@@ -77,30 +77,26 @@ void nbd_holder_moved(struct nbd_holder *h, enum nbd_wait what)
     h->waits_since[what] = 0;
 }
 
-static bool stalls(const struct nbd_holder *h, uint64_t now)
+bool nbd_holder_stalls(const struct nbd_holder *h, enum nbd_wait what, unsigned seconds)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(h->waits_since); i++) {
-        uint64_t since = h->waits_since[i];
+    uint64_t since = h->waits_since[what];
 
-        if (since && now - since > LIMIT_NBD_STALL_SECONDS * NSEC_PER_SEC)
-            return true;
-    }
-    return false;
+    return since && loop_now() - since >= seconds * NSEC_PER_SEC;
 }
 
 static void watch_fired(void *arg)
 {
     struct nbd_buffers *b = arg;
-    uint64_t now = loop_now();
     struct nbd_holder *h;
 
     if (!b->waiting)
         return;
     list_for_each(h, &b->holders, link) {
-        if (h->shared && stalls(h, now))
+        if (h->shared && (nbd_holder_stalls(h, NBD_WAIT_SEND, LIMIT_NBD_STALL_SECONDS) ||
+                          nbd_holder_stalls(h, NBD_WAIT_TAKE, LIMIT_NBD_STALL_SECONDS)))
             h->evict(h);
     }
-    loop_timer_arm(&b->watch, now + NSEC_PER_SEC);
+    loop_timer_arm(&b->watch, loop_now() + NSEC_PER_SEC);
 }
 
 static void co_claim_shared(struct nbd_buffers *b, uint64_t bytes)
@@ -114,7 +110,7 @@ static void co_claim_shared(struct nbd_buffers *b, uint64_t bytes)
         loop_timer_cancel(&b->watch);
 }
 
-/* ---- buffers -------------------------------------------------------------------- */
+/* ---- buffers ------------------------------------------------------------ */
 
 /* The class that holds @len, or N_CLASSES. */
 static unsigned class_of(uint32_t len)

@@ -45,6 +45,8 @@ void nbd_holder_done(struct nbd_holder *h);   /* when everything was put back */
 /* The peer is expected to move from now on; and it did. */
 void nbd_holder_waits(struct nbd_holder *h, enum nbd_wait what);
 void nbd_holder_moved(struct nbd_holder *h, enum nbd_wait what);
+/* Whether it was expected to move @seconds ago and has not. */
+bool nbd_holder_stalls(const struct nbd_holder *h, enum nbd_wait what, unsigned seconds);
 
 struct nbd_buffer {
     void *p;                   /* NULL: none */

@@ -39,7 +39,7 @@ uint16_t nbd_conn_flags(const struct nbd_conn *c, const struct nbd_export *e)
     return flags;
 }
 
-/* ---- choosing an export --------------------------------------------------------------- */
+/* ---- choosing an export ------------------------------------------------- */
 
 void nbd_conn_choose(struct nbd_conn *c, struct nbd_export *e)
 {
@@ -61,7 +61,7 @@ void nbd_conn_unchoose(struct nbd_conn *c)
     nbd_export_conn_gone(e);
 }
 
-/* ---- transmission ------------------------------------------------------------------------ */
+/* ---- transmission ------------------------------------------------------- */
 
 static struct nbd_tx *make_tx(struct nbd_conn *c)
 {
@@ -89,7 +89,7 @@ static int co_transmit(void *arg)
     return 0;
 }
 
-/* ---- the whole life ------------------------------------------------------------------------ */
+/* ---- the whole life ----------------------------------------------------- */
 
 static void conn_unref(struct nbd_conn *c)
 {
@@ -173,7 +173,7 @@ struct nbd_conn *nbd_conn_start(const struct nbd_conn_opts *o)
     return c;
 }
 
-/* ---- stopping --------------------------------------------------------------------------------- */
+/* ---- stopping ----------------------------------------------------------- */
 
 /* On the export's loop. */
 static int stop_tx(void *arg)

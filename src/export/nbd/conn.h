@@ -18,7 +18,7 @@
 #include "export/nbd/serve.h"
 #include "export/nbd/server.h"
 
-/* ---- export.c ---------------------------------------------------------------- */
+/* ---- export.c ----------------------------------------------------------- */
 
 /* The buffers of one loop, shared by the exports that live there. */
 struct nbd_loop_buffers {
@@ -64,10 +64,13 @@ struct nbd_export {
 /* The live export that a client means by @name; "" is the only one there is,
  * if there is only one. NULL: none. */
 struct nbd_export *nbd_export_find(struct nbd_exports *x, const struct nbd_str *name);
-/* The first live export after @seq. NULL: none. */
+/* The first live export, and the one after @e. NULL: none. */
+struct nbd_export *nbd_export_first(struct nbd_exports *x);
+struct nbd_export *nbd_export_next(const struct nbd_export *e);
+/* The first one that was added after seq @seq: to go on after a suspension. */
 struct nbd_export *nbd_export_after(struct nbd_exports *x, uint64_t seq);
 
-/* ---- conn.c ------------------------------------------------------------------- */
+/* ---- conn.c ------------------------------------------------------------- */
 
 struct nbd_conn {
     struct list link;              /* the server's */
@@ -113,17 +116,17 @@ void nbd_conn_stop(struct nbd_conn *c);
 /* Transmission flags for @e on this connection. */
 uint16_t nbd_conn_flags(const struct nbd_conn *c, const struct nbd_export *e);
 
-/* ---- export.c again, for conn.c --------------------------------------------------- */
+/* ---- export.c again, for conn.c ----------------------------------------- */
 
 /* A connection of @e ended: the last one lets an export that shuts down go on. */
 void nbd_export_conn_gone(struct nbd_export *e);
 
-/* ---- server.c, for conn.c ------------------------------------------------------------ */
+/* ---- server.c, for conn.c ----------------------------------------------- */
 
 void nbd_server_conn_negotiated(struct nbd_server *s);
 void nbd_server_conn_gone(struct nbd_server *s, struct nbd_conn *c);
 
-/* ---- handshake.c ----------------------------------------------------------------------- */
+/* ---- handshake.c -------------------------------------------------------- */
 
 /* Negotiate until an export is chosen (true) or there is nothing more to say. */
 bool co_nbd_handshake(struct nbd_conn *c);
@@ -150,7 +153,7 @@ enum nbd_next nbd_hs_refuse(struct nbd_handshake *hs, uint32_t error, const char
 /* Send what was gathered. 0 or -errno. */
 MUST_CHECK int co_nbd_hs_flush(struct nbd_handshake *hs);
 
-/* ---- options.c, meta.c ----------------------------------------------------------------- */
+/* ---- options.c, meta.c -------------------------------------------------- */
 
 /* Answers one option whose @data of @len bytes was read. */
 typedef enum nbd_next nbd_option_fn(struct nbd_handshake *hs, const uint8_t *data, uint32_t len);

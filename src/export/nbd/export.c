@@ -42,7 +42,7 @@ void nbd_exports_on_deleted(struct nbd_exports *x, void (*fn)(const char *id, vo
     x->deleted_arg = arg;
 }
 
-/* ---- looking up -------------------------------------------------------------------- */
+/* ---- looking up --------------------------------------------------------- */
 
 static struct nbd_export *find_by_id(struct nbd_exports *x, const char *id)
 {
@@ -84,15 +84,35 @@ struct nbd_export *nbd_export_find(struct nbd_exports *x, const struct nbd_str *
     return name->len == 0 && n_live == 1 ? only : NULL;
 }
 
-struct nbd_export *nbd_export_after(struct nbd_exports *x, uint64_t seq)
+/* The first live one at or after @link. */
+static struct nbd_export *live_from(const struct nbd_exports *x, const struct list *link)
 {
-    struct nbd_export *e;
+    for (; link != &x->exports; link = link->next) {
+        struct nbd_export *e = list_entry(link, struct nbd_export, link);
 
-    list_for_each(e, &x->exports, link) {
-        if (e->seq > seq && e->state == NBD_EXPORT_LIVE)
+        if (e->state == NBD_EXPORT_LIVE)
             return e;
     }
     return NULL;
+}
+
+struct nbd_export *nbd_export_first(struct nbd_exports *x)
+{
+    return live_from(x, x->exports.next);
+}
+
+struct nbd_export *nbd_export_next(const struct nbd_export *e)
+{
+    return live_from(e->table, e->link.next);
+}
+
+struct nbd_export *nbd_export_after(struct nbd_exports *x, uint64_t seq)
+{
+    struct nbd_export *e = nbd_export_first(x);
+
+    while (e && e->seq <= seq)
+        e = nbd_export_next(e);
+    return e;
 }
 
 void nbd_exports_for_each(struct nbd_exports *x,
@@ -118,7 +138,7 @@ void nbd_exports_for_each(struct nbd_exports *x,
     }
 }
 
-/* ---- adding --------------------------------------------------------------------------- */
+/* ---- adding ------------------------------------------------------------- */
 
 static struct nbd_loop_buffers *loop_buffers_get(struct nbd_exports *x, struct loop *loop)
 {
@@ -255,7 +275,7 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
     return true;
 }
 
-/* ---- deleting -------------------------------------------------------------------------- */
+/* ---- deleting ----------------------------------------------------------- */
 
 static void co_close(void *arg)
 {

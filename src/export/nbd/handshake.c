@@ -10,7 +10,7 @@
 #include "export/nbd/conn.h"
 #include <stdio.h>
 
-/* ---- replies ---------------------------------------------------------------------- */
+/* ---- replies ------------------------------------------------------------ */
 
 void nbd_hs_reply(struct nbd_handshake *hs, uint32_t reply, const void *data, size_t len)
 {
@@ -46,7 +46,7 @@ int co_nbd_hs_flush(struct nbd_handshake *hs)
     return r;
 }
 
-/* ---- options ------------------------------------------------------------------------ */
+/* ---- options ------------------------------------------------------------ */
 
 /* Options longer than any that makes sense. */
 static enum nbd_next co_refuse_long(struct nbd_handshake *hs, uint32_t len)

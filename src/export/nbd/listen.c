@@ -35,7 +35,7 @@ static int take_fd(int *fd)
     return taken;
 }
 
-/* ---- Unix -------------------------------------------------------------------------- */
+/* ---- Unix --------------------------------------------------------------- */
 
 static bool unix_address(const char *path, struct sockaddr_un *ret, struct err *err)
 {
@@ -131,7 +131,7 @@ void nbd_listeners_unlink(struct nbd_listeners *l)
     l->unlink = false;
 }
 
-/* ---- TCP ------------------------------------------------------------------------------ */
+/* ---- TCP ---------------------------------------------------------------- */
 
 struct lookup {
     const char *host, *port;
@@ -250,7 +250,7 @@ static bool co_listen_inet(const struct nbd_address *a, struct nbd_listeners *l,
     return true;
 }
 
-/* ---- sockets from elsewhere --------------------------------------------------------------- */
+/* ---- sockets from elsewhere --------------------------------------------- */
 
 static bool listen_fd(const struct nbd_address *a, struct nbd_listeners *l, struct err *err)
 {
@@ -272,7 +272,7 @@ static bool listen_fd(const struct nbd_address *a, struct nbd_listeners *l, stru
     return true;
 }
 
-/* ---- all kinds -------------------------------------------------------------------------------- */
+/* ---- all kinds ---------------------------------------------------------- */
 
 static bool co_open_all(const struct nbd_address *a, struct nbd_listeners *l, struct err *err)
 {

@@ -61,16 +61,23 @@ static void add_server_reply(struct nbd_handshake *hs, const struct nbd_export *
 
 static enum nbd_next co_opt_list(struct nbd_handshake *hs, const uint8_t *data, uint32_t len)
 {
+    struct nbd_exports *x = hs->conn->exports;
     struct nbd_export *e;
-    uint64_t seq = 0;
 
     if (!must_be_empty(hs, len))
         return NBD_NEXT_OPTION;
-    while ((e = nbd_export_after(hs->conn->exports, seq))) {
-        seq = e->seq;
+    e = nbd_export_first(x);
+    while (e) {
+        uint64_t seq = e->seq;
+
         add_server_reply(hs, e);
-        if (hs->out.len >= LIST_STEP_BYTES && co_nbd_hs_flush(hs) < 0)
+        if (hs->out.len < LIST_STEP_BYTES) {
+            e = nbd_export_next(e);
+            continue;
+        }
+        if (co_nbd_hs_flush(hs) < 0)
             return NBD_NEXT_CLOSE;
+        e = nbd_export_after(x, seq);
     }
     nbd_hs_reply(hs, NBD_REP_ACK, NULL, 0);
     return NBD_NEXT_OPTION;

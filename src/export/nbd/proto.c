@@ -6,7 +6,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 
-/* ---- handshake ---------------------------------------------------------------- */
+/* ---- handshake ---------------------------------------------------------- */
 
 void nbd_put_greeting(uint8_t out[static NBD_GREETING_BYTES], uint16_t flags)
 {
@@ -66,7 +66,7 @@ void nbd_put_info_block_size(uint8_t out[static NBD_INFO_BLOCK_SIZE_BYTES],
     store_be32(out + 10, bs->max);
 }
 
-/* ---- option data -------------------------------------------------------------- */
+/* ---- option data -------------------------------------------------------- */
 
 /* What is left of an option's data. Every take checks; nothing is read past it. */
 struct cursor {
@@ -183,7 +183,7 @@ struct nbd_str nbd_next_query(struct nbd_meta *m)
     return q;
 }
 
-/* ---- transmission --------------------------------------------------------------- */
+/* ---- transmission ------------------------------------------------------- */
 
 bool nbd_get_request(const uint8_t in[static NBD_REQUEST_BYTES], struct nbd_request *ret)
 {

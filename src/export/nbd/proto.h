@@ -10,7 +10,7 @@
 
 #include "base/base.h"
 
-/* ---- handshake ("Newstyle negotiation", "Option types") --------------------- */
+/* ---- handshake ("Newstyle negotiation", "Option types") ----------------- */
 
 #define NBD_INIT_MAGIC 0x4e42444d41474943ULL    /* "NBDMAGIC" */
 #define NBD_OPTION_MAGIC 0x49484156454f5054ULL  /* "IHAVEOPT" */
@@ -126,7 +126,7 @@ MUST_CHECK bool nbd_get_meta(const uint8_t *data, size_t len, struct nbd_meta *r
                              const char **ret_why);
 struct nbd_str nbd_next_query(struct nbd_meta *m);   /* at most n_queries times */
 
-/* ---- transmission ("Transmission", "Request types") --------------------------- */
+/* ---- transmission ("Transmission", "Request types") --------------------- */
 
 #define NBD_REQUEST_MAGIC 0x25609513U
 #define NBD_SIMPLE_REPLY_MAGIC 0x67446698U

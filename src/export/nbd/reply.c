@@ -14,7 +14,7 @@
 /* Entries of a batch: two a reply. */
 #define BATCH_IOV (2 * LIMIT_NBD_CONN_REQUESTS)
 
-/* ---- putting together ------------------------------------------------------------- */
+/* ---- putting together --------------------------------------------------- */
 
 static void put_error(struct nbd_slot *s, int error)
 {
@@ -70,7 +70,7 @@ void nbd_reply(struct nbd_slot *s, int result)
         waitq_wake_one(&tx->replies_ready);
 }
 
-/* ---- sending ------------------------------------------------------------------------ */
+/* ---- sending ------------------------------------------------------------ */
 
 /* Move replies to @batch as far as @iov reaches; the number of entries used. */
 static int gather(struct nbd_tx *tx, struct list *batch)

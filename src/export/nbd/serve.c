@@ -9,14 +9,14 @@
 #include "base/mem.h"
 #include <sys/socket.h>
 
-/* How long a client that is told to go may take its last replies. */
+/* How long a client that has to go may leave a reply in the socket. */
 #define STOP_PATIENCE_SECONDS 2
 
 /* Data of a write is read in steps, so that a slow client can be told from one
  * that stalls. */
 #define RECEIVE_STEP_BYTES (2 * MiB)
 
-/* ---- carrying out ---------------------------------------------------------------- */
+/* ---- carrying out ------------------------------------------------------- */
 
 static int co_do_read(struct nbd_slot *s)
 {
@@ -98,7 +98,7 @@ static void co_request(void *arg)
     nbd_reply(s, co_do[s->rq.type](s));
 }
 
-/* ---- slots ------------------------------------------------------------------------- */
+/* ---- slots -------------------------------------------------------------- */
 
 /* NULL when the connection is being stopped. */
 static struct nbd_slot *co_get_slot(struct nbd_tx *tx)
@@ -131,7 +131,7 @@ void nbd_slot_free(struct nbd_slot *s)
         waitq_wake_all(&tx->idle);
 }
 
-/* ---- reading -------------------------------------------------------------------------- */
+/* ---- reading ------------------------------------------------------------ */
 
 /* The data of a write that was refused. */
 static int co_skip_data(struct nbd_tx *tx, const struct nbd_request *rq)
@@ -147,8 +147,12 @@ static int co_read_data(struct nbd_slot *s)
 {
     struct nbd_tx *tx = s->tx;
     uint8_t *p = s->buf.p;
+    size_t buffered;
     int r = 0;
 
+    (void)stream_peek(tx->stream, &buffered);
+    if (LIKELY(buffered >= s->rq.length))
+        return co_stream_read(tx->stream, p, s->rq.length);
     for (uint32_t left = s->rq.length; left && r == 0;) {
         uint32_t step = MIN(left, (uint32_t)RECEIVE_STEP_BYTES);
 
@@ -215,7 +219,7 @@ static int co_read_requests(struct nbd_tx *tx)
     }
 }
 
-/* ---- begin and end ----------------------------------------------------------------------- */
+/* ---- begin and end ------------------------------------------------------ */
 
 static void evict(struct nbd_holder *h)
 {
@@ -226,11 +230,16 @@ static void evict(struct nbd_holder *h)
     stream_shutdown(tx->stream);
 }
 
-static void cut(void *arg)
+/* The connection is to end, and has not yet: is it the client's fault? A disk
+ * that takes its time is not. */
+static void look_after_stop(void *arg)
 {
     struct nbd_tx *tx = arg;
 
-    stream_shutdown(tx->stream);
+    if (nbd_holder_stalls(&tx->holder, NBD_WAIT_TAKE, STOP_PATIENCE_SECONDS))
+        stream_shutdown(tx->stream);
+    else
+        loop_timer_arm(&tx->stop_watch, loop_now() + NSEC_PER_SEC);
 }
 
 void nbd_tx_stop(struct nbd_tx *tx)
@@ -241,7 +250,7 @@ void nbd_tx_stop(struct nbd_tx *tx)
     shutdown(stream_fd(tx->stream), SHUT_RD);
     if (tx->writer_running) {
         waitq_wake_all(&tx->idle);
-        loop_timer_arm(&tx->cut, loop_now() + STOP_PATIENCE_SECONDS * NSEC_PER_SEC);
+        loop_timer_arm(&tx->stop_watch, loop_now() + NSEC_PER_SEC);
     }
 }
 
@@ -253,7 +262,7 @@ static void begin(struct nbd_tx *tx)
     waitq_init(&tx->idle);
     waitq_init(&tx->replies_ready);
     waitq_init(&tx->writer_gone);
-    loop_timer_init(&tx->cut, cut, tx);
+    loop_timer_init(&tx->stop_watch, look_after_stop, tx);
     tx->writer_running = true;
     co_start(co_nbd_writer, tx);
 }
@@ -263,7 +272,7 @@ static void end(struct nbd_tx *tx)
     struct nbd_slot *s;
 
     tx->ended = true;
-    loop_timer_cancel(&tx->cut);
+    loop_timer_cancel(&tx->stop_watch);
     while ((s = list_pop_head(&tx->free, struct nbd_slot, link))) {
         tx->n_slots--;
         free(s);

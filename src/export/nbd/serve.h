@@ -63,7 +63,7 @@ struct nbd_tx {
 
     bool stopping;             /* no further requests are read */
     bool ended;
-    struct loop_timer cut;     /* when patience with a stopping client ends */
+    struct loop_timer stop_watch;
 };
 
 /* Run the transmission phase until the client disconnects or is stopped, and
@@ -71,7 +71,8 @@ struct nbd_tx {
 void co_nbd_serve(struct nbd_tx *tx);
 
 /* Take no further requests; answer those that were taken, but cut the
- * connection if that takes seconds. Before, during or after co_nbd_serve. */
+ * connection if the client leaves its replies in the socket. Before, during or
+ * after co_nbd_serve. */
 void nbd_tx_stop(struct nbd_tx *tx);
 
 /* reply.c: queue the reply of @s with the request's result. Its slot is free

@@ -44,7 +44,7 @@ static bool has_room(const struct nbd_server *s)
            (!s->max_connections || s->n_conns < s->max_connections);
 }
 
-/* ---- connections -------------------------------------------------------------------- */
+/* ---- connections -------------------------------------------------------- */
 
 static void server_free(struct nbd_server *s)
 {
@@ -90,7 +90,7 @@ static void add_conn(struct nbd_server *s, int fd)
     list_push_tail(&s->conns, &nbd_conn_start(&o)->link);
 }
 
-/* ---- accepting ------------------------------------------------------------------------ */
+/* ---- accepting ---------------------------------------------------------- */
 
 /* Whether it makes sense to accept again after @error. */
 static bool co_accept_failed(struct nbd_server *s, int error)
@@ -169,7 +169,7 @@ struct nbd_server *co_nbd_server_start(const struct nbd_server_opts *o, struct e
     return s;
 }
 
-/* ---- stopping --------------------------------------------------------------------------- */
+/* ---- stopping ----------------------------------------------------------- */
 
 void co_nbd_server_stop(struct nbd_server *s, uint64_t deadline)
 {
@@ -195,7 +195,7 @@ void co_nbd_server_stop(struct nbd_server *s, uint64_t deadline)
         server_free(s);
 }
 
-/* ---- facts --------------------------------------------------------------------------------- */
+/* ---- facts -------------------------------------------------------------- */
 
 uint16_t nbd_server_port(const struct nbd_server *s)
 {

@@ -14,7 +14,7 @@
 
 #include "block/node.h"
 
-/* ---- exports --------------------------------------------------------------- */
+/* ---- exports ------------------------------------------------------------ */
 
 struct nbd_exports;
 
@@ -32,8 +32,9 @@ void nbd_exports_on_deleted(struct nbd_exports *x, void (*fn)(const char *id, vo
 struct nbd_export_opts {
     const char *id;            /* required; the caller has checked that it is well-formed */
     struct node *node;         /* borrowed for the call; the export holds its own reference */
-    const char *name;          /* as clients ask for it; NULL: the node's name. At most 4096 bytes */
-    const char *description;   /* shown to clients by LIST and INFO; NULL: none. At most 4096 bytes */
+    const char *name;          /* as clients ask for it; NULL: the node's name */
+    const char *description;   /* shown to clients by LIST and INFO; NULL: none. Both at most
+                                * LIMIT_NBD_STRING_BYTES */
     bool writable;
     bool writethrough;         /* every write is on stable storage before it is answered */
 };
@@ -81,7 +82,7 @@ struct nbd_export_info {
 void nbd_exports_for_each(struct nbd_exports *x,
                           void (*fn)(const struct nbd_export_info *info, void *arg), void *arg);
 
-/* ---- servers ----------------------------------------------------------------- */
+/* ---- servers ------------------------------------------------------------ */
 
 struct nbd_server;
 

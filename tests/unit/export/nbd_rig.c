@@ -16,7 +16,7 @@
 
 static bool disk_elsewhere;
 
-/* ---- the disk ----------------------------------------------------------------------- */
+/* ---- the disk ----------------------------------------------------------- */
 
 struct disk_call {
     struct rig *rig;
@@ -133,7 +133,7 @@ void co_rig_wait_connections(struct rig *r, unsigned n)
         co_yield();
 }
 
-/* ---- the server ------------------------------------------------------------------------ */
+/* ---- the server --------------------------------------------------------- */
 
 void co_rig_open(struct rig *r, const struct rig_opts *o)
 {
@@ -174,7 +174,7 @@ void co_rig_close(struct rig *r)
         test_loop_end(r->disk_loop);
 }
 
-/* ---- the client: handshake --------------------------------------------------------------- */
+/* ---- the client: handshake ---------------------------------------------- */
 
 struct client co_client_connect(struct rig *r)
 {
@@ -339,7 +339,7 @@ struct client co_client_ready_structured(struct rig *r)
     return c;
 }
 
-/* ---- the client: transmission ----------------------------------------------------------------- */
+/* ---- the client: transmission ------------------------------------------- */
 
 void co_request(struct client *c, uint16_t type, uint16_t flags, uint64_t cookie, uint64_t off,
                 uint32_t len)
@@ -399,7 +399,7 @@ uint32_t co_error_chunk(struct client *c, uint64_t cookie)
     return load_be32(data);
 }
 
-/* ---- main ------------------------------------------------------------------------------------------ */
+/* ---- main --------------------------------------------------------------- */
 
 int nbd_rig_main(int argc, char **argv, const char *group, const struct CMUnitTest *tests, size_t n)
 {

@@ -48,7 +48,7 @@ void co_rig_wait_count(struct rig *r, enum mem_op op, unsigned n);
 /* Wait until the server has so many connections. */
 void co_rig_wait_connections(struct rig *r, unsigned n);
 
-/* ---- the client -------------------------------------------------------------------- */
+/* ---- the client --------------------------------------------------------- */
 
 struct client {
     struct stream *stream;

@@ -50,7 +50,7 @@ static void co_vanish(void)
     co_expect_good();
 }
 
-/* ---- negotiation -------------------------------------------------------------------------- */
+/* ---- negotiation -------------------------------------------------------- */
 
 static void rubbish_handshake_body(void)
 {
@@ -181,7 +181,7 @@ static void connections_beyond_the_limit_wait(void **state)
     in_loop(full_body);
 }
 
-/* ---- transmission ---------------------------------------------------------------------------- */
+/* ---- transmission ------------------------------------------------------- */
 
 static void rubbish_request_body(void)
 {

@@ -8,6 +8,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/mem.h"
+#include <stdio.h>
 
 static struct rig rig;
 static struct client client;
@@ -43,7 +44,7 @@ static void co_expect_refusal(uint32_t option, uint32_t len, uint32_t error)
     assert_true(reply.len > 0);   /* a text for people */
 }
 
-/* ---- what they do ---------------------------------------------------------------------- */
+/* ---- what they do ------------------------------------------------------- */
 
 static void info_body(void)
 {
@@ -116,6 +117,47 @@ static void list_body(void)
 static void list_names_every_export(void **state)
 {
     in_loop(list_body);
+}
+
+/* More than is sent at a time, with exports that come and go meanwhile. */
+static void long_list_body(void)
+{
+    CLEANUP(free) char *words = xzalloc(LIMIT_NBD_STRING_BYTES + 1);
+    struct err err = ERR_INIT;
+    char id[16];
+
+    co_begin();
+    memset(words, 'w', LIMIT_NBD_STRING_BYTES);
+    for (int i = 0; i < 200; i++) {
+        struct nbd_export_opts o = {
+            .id = id, .node = rig.node, .name = id, .description = words,
+        };
+
+        snprintf(id, sizeof(id), "x%d", i);
+        assert_true(co_nbd_export_add(rig.exports, &o, &err));
+    }
+    co_option(&client, NBD_OPT_LIST, NULL, 0);
+    co_option_reply(&client, NBD_OPT_LIST, &reply);
+    for (int i = 0; i < 200; i++) {
+        snprintf(id, sizeof(id), "x%d", i);
+        co_option_reply(&client, NBD_OPT_LIST, &reply);
+        assert_int_equal(reply.type, NBD_REP_SERVER);
+        assert_int_equal(load_be32(reply.data), strlen(id));
+        assert_memory_equal(reply.data + 4, id, strlen(id));
+        if (i == 20) {   /* by now the server waits with some of the rest */
+            assert_true(nbd_export_del(rig.exports, "x190", NBD_EXPORT_DEL_SAFE, &err));
+            assert_true(co_nbd_export_wait_gone(rig.exports, "x190", DEADLINE_NEVER));
+        }
+        if (i == 189)
+            i++;
+    }
+    co_expect_option_reply(&client, NBD_OPT_LIST, NBD_REP_ACK);
+    co_end();
+}
+
+static void a_long_list_survives_changes(void **state)
+{
+    in_loop(long_list_body);
 }
 
 static void export_name_body(void)
@@ -260,7 +302,7 @@ static void abort_is_acknowledged(void **state)
     in_loop(abort_body);
 }
 
-/* ---- what is wrong with them --------------------------------------------------------------- */
+/* ---- what is wrong with them -------------------------------------------- */
 
 static void refusals_body(void)
 {
@@ -363,6 +405,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(info_tells_everything_and_goes_on),
         cmocka_unit_test(list_names_every_export),
+        cmocka_unit_test(a_long_list_survives_changes),
         cmocka_unit_test(export_name_serves_old_clients),
         cmocka_unit_test(the_empty_name_means_the_only_export),
         cmocka_unit_test(contexts_are_listed_and_selected),

@@ -63,7 +63,7 @@ static void export_reply_has_its_padding_unless_waived(void **state)
         assert_int_equal(out[i], 0);
 }
 
-/* ---- GO, INFO -------------------------------------------------------------------- */
+/* ---- GO, INFO ----------------------------------------------------------- */
 
 static size_t put_go(uint8_t *out, const char *name, unsigned n_infos)
 {
@@ -124,7 +124,7 @@ static void go_with_too_long_a_name_is_refused(void **state)
     assert_false(go_is_accepted(data, sizeof(data)));
 }
 
-/* ---- metadata contexts -------------------------------------------------------------- */
+/* ---- metadata contexts -------------------------------------------------- */
 
 static size_t put_str(uint8_t *out, const char *text)
 {
@@ -184,7 +184,7 @@ static void more_queries_than_bytes_are_refused(void **state)
     assert_false(meta_is_accepted(data, sizeof(data)));
 }
 
-/* ---- replies ---------------------------------------------------------------------------- */
+/* ---- replies ------------------------------------------------------------ */
 
 static void chunks_are_single_and_final(void **state)
 {

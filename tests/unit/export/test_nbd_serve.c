@@ -34,7 +34,7 @@ static void co_expect_bytes(size_t len, int byte)
         assert_int_equal(buf[i], byte);
 }
 
-/* ---- reading and writing ---------------------------------------------------------------- */
+/* ---- reading and writing ------------------------------------------------ */
 
 static void simple_body(void)
 {
@@ -157,7 +157,7 @@ static void two_connections_see_the_same_disk(void **state)
     in_loop(two_connections_body);
 }
 
-/* ---- what reaches the disk ------------------------------------------------------------------ */
+/* ---- what reaches the disk ---------------------------------------------- */
 
 static void flags_body(void)
 {
@@ -226,7 +226,7 @@ static void a_writethrough_export_writes_through(void **state)
     in_loop(writethrough_body);
 }
 
-/* ---- block status ----------------------------------------------------------------------------- */
+/* ---- block status ------------------------------------------------------- */
 
 /* Expect the extents (length, flags, length, flags, ... 0) of a status reply. */
 static void co_expect_extents(uint64_t cookie, const uint32_t *want)
@@ -291,7 +291,7 @@ static void an_answer_about_a_fragmented_disk_is_bounded(void **state)
     in_loop(fragmented_body);
 }
 
-/* ---- errors ---------------------------------------------------------------------------------------- */
+/* ---- errors ------------------------------------------------------------- */
 
 static void disk_errors_body(void)
 {
@@ -378,7 +378,7 @@ static void a_refused_write_leaves_the_stream_in_step(void **state)
     in_loop(refused_writes_body);
 }
 
-/* ---- the end --------------------------------------------------------------------------------------- */
+/* ---- the end ------------------------------------------------------------ */
 
 static void disconnect_body(void)
 {

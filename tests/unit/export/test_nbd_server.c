@@ -22,7 +22,7 @@ static struct err err;
 
 #define SOON (loop_now() + 50 * NSEC_PER_MSEC)
 
-/* ---- exports ----------------------------------------------------------------------------- */
+/* ---- exports ------------------------------------------------------------ */
 
 static void co_expect_add(const struct nbd_export_opts *o, const char *error)
 {
@@ -211,7 +211,7 @@ static void an_export_that_is_going_is_unknown(void **state)
     in_loop(gone_while_negotiating_body);
 }
 
-/* ---- stopping ------------------------------------------------------------------------------- */
+/* ---- stopping ----------------------------------------------------------- */
 
 static void co_stop_server(void *arg)
 {
@@ -243,6 +243,31 @@ static void stop_with_requests_body(void)
 static void stopping_answers_what_was_asked(void **state)
 {
     in_loop(stop_with_requests_body);
+}
+
+/* However long the disk takes: patience is for the disk, not for the client. */
+static void stop_slow_disk_body(void)
+{
+    struct crew crew = { 0 };
+
+    co_rig_open(&rig, &(struct rig_opts){ 0 });
+    client = co_client_ready(&rig);
+    co_rig_hold(&rig, MEM_WRITE);
+    co_write_request(&client, 1, 0, buf, 512);
+    co_rig_wait_count(&rig, MEM_WRITE, 1);
+    crew_start(&crew, co_stop_server, NULL);
+    co_sleep(3500 * NSEC_PER_MSEC);
+    co_rig_release(&rig, MEM_WRITE);
+    assert_int_equal(co_simple_reply(&client, 1), 0);
+    co_expect_end(&client);
+    co_crew_wait(&crew);
+    client_close(&client);
+    co_rig_close(&rig);
+}
+
+static void stopping_waits_for_a_slow_disk(void **state)
+{
+    in_loop(stop_slow_disk_body);
 }
 
 static void stop_unwilling_body(void)
@@ -291,7 +316,7 @@ static void a_hung_disk_does_not_hold_up_stopping(void **state)
     in_loop(stop_hung_body);
 }
 
-/* ---- addresses --------------------------------------------------------------------------------- */
+/* ---- addresses ---------------------------------------------------------- */
 
 static struct nbd_server *co_start_at(const struct nbd_address *a)
 {
@@ -444,6 +469,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_name_is_free_while_its_export_ends),
         cmocka_unit_test(an_export_that_is_going_is_unknown),
         cmocka_unit_test(stopping_answers_what_was_asked),
+        cmocka_unit_test(stopping_waits_for_a_slow_disk),
         cmocka_unit_test(stopping_does_not_wait_for_those_who_do_not_take),
         cmocka_unit_test(a_hung_disk_does_not_hold_up_stopping),
         cmocka_unit_test(socket_files_are_replaced_only_when_stale),
