@@ -6,7 +6,8 @@
  * while the doors were shut for its start.
  *
  *   model_images.c   image files: making, opening, closing
- *   model_guest.c    writers, the shadow
+ *   model_shadow.c   what the disk has to be, and to have been
+ *   model_guest.c    writers
  *   model_run.c      one backup from its start to the comparison
  *   model_backup.c   main: seeds, one run after the other
  */
@@ -41,6 +42,7 @@ struct model {
 
     struct shadow now;
     struct list writing;         /* ranges that a writer is at: struct claim */
+    struct list watches;
     unsigned writers;
     bool stop;
     unsigned holds;              /* who wants the writers to rest */
@@ -89,6 +91,18 @@ void shadow_copy(struct model *m, struct shadow *to, const struct shadow *from);
 void shadow_free(struct shadow *s);
 /* Compare what is known. @what is said to people. */
 void shadow_expect(struct model *m, const struct shadow *s, const uint8_t *got, const char *what);
+
+/* Writes that were under way while somebody watched: each has to be in or out as
+ * a whole. */
+struct watch {
+    struct list link;            /* model->watches */
+    struct list seen;
+};
+void watch_begin(struct model *m, struct watch *w);
+/* Makes what the writes touch unknown in @frozen. */
+void watch_end(struct model *m, struct watch *w, struct shadow *frozen);
+void watch_expect(struct model *m, const struct watch *w, const uint8_t *got, const char *what);
+void watch_free(struct watch *w);
 
 /* Data of random kind. */
 void model_fill(struct model *m, uint8_t *buf, uint64_t len);

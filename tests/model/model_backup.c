@@ -98,6 +98,7 @@ static void co_seed(void *arg)
     uint8_t *end;
 
     list_init(&m->writing);
+    list_init(&m->watches);
     waitq_init(&m->go);
     waitq_init(&m->still);
     waitq_init(&crew.done);

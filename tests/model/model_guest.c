@@ -1,41 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The guest of the model: writers that never have the same byte in hand at once,
- * and the shadow that says what the disk has to be.
+ * The guest of the model: writers that never have the same byte in hand at once.
  */
-#include "model.h"
+#include "model_shadow.h"
 #include "base/mem.h"
 #include "base/range.h"
 #include "drivers/fault.h"
 #include <stdio.h>
-
-struct claim {
-    struct list link;
-    uint64_t off, len;
-};
-
-/* ---- shadow -------------------------------------------------------------------------- */
-
-void shadow_copy(struct model *m, struct shadow *to, const struct shadow *from)
-{
-    to->bytes = xmemdup(from->bytes, m->size);
-    to->known = xmemdup(from->known, m->size);
-}
-
-void shadow_free(struct shadow *s)
-{
-    free(MOVE(s->bytes));
-    free(MOVE(s->known));
-}
-
-void shadow_expect(struct model *m, const struct shadow *s, const uint8_t *got, const char *what)
-{
-    for (uint64_t i = 0; i < m->size; i++) {
-        if (s->known[i] && got[i] != s->bytes[i])
-            model_fail(m, "%s: byte %ju (granule %ju) is %02x instead of %02x", what,
-                       (uintmax_t)i, (uintmax_t)i / VIEW_GRANULE, got[i], s->bytes[i]);
-    }
-}
 
 /* ---- writers -------------------------------------------------------------------------- */
 
@@ -85,7 +56,7 @@ static void timed(struct model *m, uint64_t start)
     m->longest_ns = MAX(m->longest_ns, loop_now() - start);
 }
 
-static void co_write(struct model *m, const struct claim *c, uint8_t *buf)
+static void co_write(struct model *m, struct claim *c, uint8_t *buf)
 {
     struct iovec iov[2] = { { buf, c->len / 2 }, { buf + c->len / 2, c->len - c->len / 2 } };
     bool zeroes = one_in(m, 8);
@@ -94,12 +65,15 @@ static void co_write(struct model *m, const struct claim *c, uint8_t *buf)
 
     if (zeroes) {
         memset(buf, 0, c->len);
+        claim_shows(m, c, buf);
         r = co_disk_write_zeroes(m->guest, c->off, c->len, one_in(m, 2) ? REQ_MAY_UNMAP : 0);
     } else {
         model_fill(m, buf, c->len);
+        claim_shows(m, c, buf);
         r = co_disk_pwritev(m->guest, c->off, c->len, iov, 2, one_in(m, 20) ? REQ_FUA : 0);
     }
     timed(m, start);
+    c->new = NULL;
     memset(m->now.known + c->off, r == 0, c->len);
     if (r == 0)
         memcpy(m->now.bytes + c->off, buf, c->len);
@@ -108,11 +82,12 @@ static void co_write(struct model *m, const struct claim *c, uint8_t *buf)
 }
 
 /* What a discarded range reads as is the driver's choice; afterwards it stays. */
-static void co_discard(struct model *m, const struct claim *c, uint8_t *buf)
+static void co_discard(struct model *m, struct claim *c, uint8_t *buf)
 {
     struct iovec iov = { buf, c->len };
     uint64_t start = loop_now();
 
+    claim_shows(m, c, NULL);
     memset(m->now.known + c->off, 0, c->len);
     if (co_disk_discard(m->guest, c->off, c->len) < 0)
         return;
@@ -143,7 +118,7 @@ static void co_writer(void *arg)
     uint64_t pause_us = model_random(m, 800);
 
     while (!m->stop) {
-        struct claim c;
+        struct claim c = { .new = NULL };
 
         if (m->holds) {
             m->held++;

@@ -15,6 +15,7 @@ enum trouble {
     TROUBLE_NONE,
     TROUBLE_CANCEL,          /* by force, at some time */
     TROUBLE_SLOW,            /* the target dawdles */
+    TROUBLE_SLOW_SOURCE,     /* the source does, with writes */
     TROUBLE_TARGET_ERROR,
     TROUBLE_FLUSH_ERROR,
     TROUBLE_HANG,            /* the target hangs; a cancel has to end the job */
@@ -30,6 +31,7 @@ struct run {
     struct image target;
     bool fresh;              /* nothing was in the target before */
     struct shadow frozen;
+    struct watch watch;      /* of the start */
     struct job *job;
     uint64_t ends_at;        /* sync=none is completed, or a cancel comes */
     bool ended;              /* it was asked to end */
@@ -103,6 +105,11 @@ static void add_trouble(struct run *r)
         rule = (struct fault_rule){ .op = FAULT_WRITE,
                                     .delay_ns = model_random(m, 3 * NSEC_PER_MSEC) };
         break;
+    case TROUBLE_SLOW_SOURCE:
+        rule = (struct fault_rule){ .op = FAULT_WRITE,
+                                    .delay_ns = model_random(m, 2 * NSEC_PER_MSEC) };
+        fault_add_rule(m->source_fault, &rule);
+        return;
     case TROUBLE_TARGET_ERROR:
         rule.error = one_in(m, 2) ? -EIO : -ENOSPC;
         break;
@@ -236,7 +243,7 @@ static void co_steer_to_end(struct run *r)
     }
 }
 
-/* ---- the judgement ----------------------------------------------------------------------------- */
+/* ---- the judgement --------------------------------------------------------------------- */
 
 static void judge_by_peer(struct run *r)
 {
@@ -282,6 +289,7 @@ static void co_compare(struct run *r)
         co_put_over_source(r, got);
     snprintf(what, sizeof(what), "%s (sync %d)", r->id, r->o.sync);
     shadow_expect(r->m, &r->frozen, got, what);
+    watch_expect(r->m, &r->watch, got, what);
     co_image_close(&r->target);
     if (r->m->peers)
         judge_by_peer(r);
@@ -315,29 +323,34 @@ static void co_judge(struct run *r)
     }
 }
 
-/* ---- all of it ------------------------------------------------------------------------------------ */
+/* ---- all of it ------------------------------------------------------------------------- */
 
-/* The shadow is frozen at the instant: the doors are shut around both. */
+/* The shadow is frozen at the instant: either the doors are shut around both, or
+ * what happened during the start may be in or out. */
 static void co_start_at_an_instant(struct run *r)
 {
+    bool exact = one_in(r->m, 2);
     struct model *m = r->m;
     struct err err = ERR_INIT;
-    int ret = co_shut_doors(m->source, loop_now() + STUCK_NS);
+    int ret = exact ? co_shut_doors(m->source, loop_now() + STUCK_NS) : 0;
 
     if (ret < 0)
         model_fail(m, "the doors do not shut: %s", strerror(-ret));
+    watch_begin(m, &r->watch);
     r->job = co_backup_start(&r->o, &err);
     if (!r->job)
         model_fail(m, "%s: %s", r->id, err.text);
     shadow_copy(m, &r->frozen, &m->now);
-    open_doors(m->source);
+    watch_end(m, &r->watch, &r->frozen);
+    if (exact)
+        open_doors(m->source);
 }
 
 static void co_let_go(struct run *r)
 {
     if (r->trouble == TROUBLE_HANG)
         fault_release(r->target.fault);
-    if (r->trouble == TROUBLE_SOURCE_ERROR)
+    if (r->trouble == TROUBLE_SOURCE_ERROR || r->trouble == TROUBLE_SLOW_SOURCE)
         fault_clear_rules(r->m->source_fault);
     co_node_unref(MOVE(r->target.fault));
 }
@@ -372,6 +385,7 @@ void co_model_backup(struct model *m, unsigned index)
         guest_go(m);
     job_unref(r->job);
     shadow_free(&r->frozen);
+    watch_free(&r->watch);
     image_delete(&r->target);
     free(r);
 }
