@@ -266,6 +266,7 @@ static bool start_job(struct backup_command *c)
 
     if (!args || !backup_run_start(&c->run, args))
         return explain_refusal(c);
+    target_name_hold(&c->target);
     c->instant = time(NULL);
     progress_event(&c->progress,
                    json_pack("{s:s, s:s, s:o, s:o, s:s, s:I}", "event", "started", "job", c->job,

@@ -10,6 +10,19 @@
  * between. */
 #define ASK_NS (5 * NSEC_PER_SEC)
 
+/* Whether @event tells that a job of our name begins. */
+static bool is_beginning(const json_t *event, const void *arg)
+{
+    const struct backup_run *r = arg;
+    const json_t *data = json_object_get(event, "data");
+    const char *name = json_string_value(json_object_get(event, "event"));
+    const char *id = json_string_value(json_object_get(data, "id"));
+    const char *status = json_string_value(json_object_get(data, "status"));
+
+    return name && id && status && strcmp(name, "JOB_STATUS_CHANGE") == 0 &&
+           strcmp(id, r->job) == 0 && strcmp(status, "created") == 0;
+}
+
 bool backup_run_start(struct backup_run *r, json_t *args)
 {
     if (r->interrupt->count) {
@@ -20,6 +33,10 @@ bool backup_run_start(struct backup_run *r, json_t *args)
      * there is a job. */
     r->started = qmp_client_execute_until(r->client, DEADLINE_NEVER, "drive-backup", args, NULL,
                                           &r->err);
+    /* One of the same name may have ended just before: its end is not ours. That ours
+     * begins is told before the answer. */
+    if (r->started)
+        qmp_client_forget_until(r->client, is_beginning, r);
     return r->started;
 }
 

@@ -215,6 +215,17 @@ bool qmp_client_execute(struct qmp_client *c, const char *command, json_t *args,
     return qmp_client_execute_until(c, loop_now() + ANSWER_NS, command, args, ret, err);
 }
 
+void qmp_client_forget_until(struct qmp_client *c,
+                             bool (*last)(const json_t *event, const void *arg), const void *arg)
+{
+    size_t n = json_array_size(c->events);
+
+    while (n && !last(json_array_get(c->events, n - 1), arg))
+        n--;
+    while (n--)
+        json_array_remove(c->events, 0);
+}
+
 enum qmp_wait qmp_client_wait(struct qmp_client *c, uint64_t deadline, json_t **ret_event,
                               struct err *err)
 {

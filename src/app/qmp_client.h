@@ -40,6 +40,11 @@ enum qmp_wait {
     QMP_WAIT_GONE,         /* the connection is of no use any more: @err */
 };
 
+/* Forget the events that wait, up to and with the last one for which last(event, arg). */
+void qmp_client_forget_until(struct qmp_client *c,
+                             bool (*last)(const json_t *event, const void *arg),
+                             const void *arg);
+
 /* Wait for an event, until @deadline (loop_now time). */
 enum qmp_wait qmp_client_wait(struct qmp_client *c, uint64_t deadline, json_t **ret_event,
                               struct err *err);

@@ -112,14 +112,34 @@ bool target_name_init(struct target_name *t, const struct target_name_opts *o,
             return true;
     } else if (errno != ENOENT) {
         return err_errno(err, -errno, "'%s'", o->name);
+    } else if (lstat(t->path, &st) == 0) {
+        return err_set(err, -ENOENT, "'%s' is a link to a file that is not there: say the file's "
+                       "own name", o->name);
     }
     if (!check_directory(t, err))
         return false;
     return o->in_place || choose_partial(t, err);
 }
 
+void target_name_hold(struct target_name *t)
+{
+    struct err err = ERR_INIT;
+
+    if (!t->partial)
+        return;
+    t->held_fd = open(t->partial, O_RDONLY | O_CLOEXEC);
+    if (t->held_fd < 0)
+        return;
+    t->held = image_lock(t->held_fd, t->partial, IMAGE_CONSISTENT_READ, IMAGE_ALL, &err);
+    if (!t->held)
+        close(t->held_fd);
+}
+
 void target_name_done(struct target_name *t)
 {
+    if (t->held)
+        close(t->held_fd);
+    t->held = false;
     free(t->path);
     free(t->partial);
     t->path = t->partial = NULL;
@@ -174,16 +194,15 @@ bool target_name_publish(struct target_name *t, struct err *err)
         r = -EBUSY;
     else
         r = rename(t->partial, t->path) < 0 ? -errno : 0;
-    if (r == -EEXIST || r == -EBUSY) {
+    if (r < 0) {
         const char *why = r == -EEXIST ? "somebody has made a file of that name meanwhile"
-                                       : "that file is open in some process now";
+                          : r == -EBUSY ? "that file is open in some process now"
+                                        : strerror(-r);
         /* Hours of work are not thrown away for a name. */
         t->given_up = true;
         return err_set(err, r, "The backup is whole, but cannot be called '%s': %s. It is '%s'",
                        t->name, why, t->partial);
     }
-    if (r < 0)
-        return err_errno(err, r, "'%s' cannot be renamed to '%s'", t->partial, t->path);
     return sync_path(dir, O_RDONLY | O_DIRECTORY, err);
 }
 

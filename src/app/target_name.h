@@ -18,6 +18,8 @@ struct target_name {
     char *path;                /* where the backup will be: absolute, or an URI */
     char *partial;             /* where it is until then; NULL: the same place */
     bool given_up;             /* the partial file is left to the user */
+    bool held;                 /* by a lock of ours on this descriptor of it */
+    int held_fd;
 };
 
 struct target_name_opts {
@@ -37,6 +39,10 @@ void target_name_done(struct target_name *t);
 
 /* Where the job has to write. */
 const char *target_name_job_path(const struct target_name *t);
+
+/* The job has begun: keep other backups away from the partial file until it has its
+ * name, also when the job has let go of it. Where that cannot be done it is not. */
+void target_name_hold(struct target_name *t);
 
 /* The job has ended well: see the data on stable storage and give it its name,
  * that is on stable storage too then. */

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """backup of a live disk: the three kinds, the name of the target, every way to end early."""
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -556,3 +557,43 @@ def test_a_daemon_that_does_not_answer_for_a_while(disk, tmp_path):
             disk.signal(signal.SIGCONT)
         assert b.finish()[0] == 0
     qemu_img("compare", disk.frozen, tmp_path / "b.raw")
+
+
+def test_the_end_of_an_earlier_job_of_that_name_is_not_ours(tmp_path):
+    """A daemon whose job of the same name ends while ours is being asked for."""
+    control = tmp_path / "control.sock"
+
+    def daemon():
+        conn, _ = listener.accept()
+        with conn, conn.makefile("rw") as f:
+            def say(message):
+                f.write(json.dumps(message) + "\r\n")
+                f.flush()
+
+            def tell(name, **data):
+                say({"event": name, "data": data})
+
+            def end(**data):
+                tell("BLOCK_JOB_COMPLETED", type="backup", device="disk-full", len=1, offset=1,
+                     speed=0, **data)
+            say({"QMP": {"version": {}, "capabilities": []}})
+            for line in f:
+                command = json.loads(line)
+                if command["execute"] == "drive-backup":
+                    (tmp_path / command["arguments"]["target"]).write_text("the beginning")
+                    end()
+                    tell("JOB_STATUS_CHANGE", id="disk-full", status="null")
+                    tell("JOB_STATUS_CHANGE", id="disk-full", status="created")
+                say({"return": {}, "id": command["id"]})
+                if command["execute"] == "drive-backup":
+                    end(error="No space left on device")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(control))
+        listener.listen()
+        thread = threading.Thread(target=daemon)
+        thread.start()
+        done = stillpoint("backup", "disk", tmp_path / "b.raw", "--control", control, check=False)
+        thread.join()
+    assert (done.returncode, done.stderr) == (1, "stillpoint backup: No space left on device\n")
+    assert files_in(tmp_path) == []

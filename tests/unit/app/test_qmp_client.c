@@ -67,6 +67,35 @@ static void answers_are_told_from_events(void **state)
     end(&s, c);
 }
 
+static bool is_a(const json_t *event, const void *arg)
+{
+    return strcmp(json_string_value(json_object_get(event, "event")), arg) == 0;
+}
+
+static void events_up_to_the_last_of_a_kind_are_forgotten(void **state)
+{
+    struct script s;
+    struct qmp_client *c = connect_to(&s, GREETING NEGOTIATED
+                                      "{\"event\": \"A\"}\n{\"event\": \"B\"}\n"
+                                      "{\"event\": \"A\"}\n{\"event\": \"C\"}\n"
+                                      "{\"return\": {}, \"id\": 2}\n");
+    struct err err;
+    json_t *event;
+
+    assert_true(qmp_client_execute(c, "ask", NULL, NULL, &err));
+    qmp_client_forget_until(c, is_a, "Z");
+    assert_int_equal(qmp_client_wait(c, loop_now(), &event, &err), QMP_WAIT_EVENT);
+    assert_true(is_a(event, "A"));
+    json_decref(event);
+    qmp_client_forget_until(c, is_a, "A");
+    assert_int_equal(qmp_client_wait(c, loop_now(), &event, &err), QMP_WAIT_EVENT);
+    assert_true(is_a(event, "C"));
+    json_decref(event);
+    qmp_client_forget_until(c, is_a, "A");
+    assert_int_equal(qmp_client_wait(c, loop_now(), &event, &err), QMP_WAIT_TIMEOUT);
+    end(&s, c);
+}
+
 static void commands_are_sent_as_lines(void **state)
 {
     struct script s;
@@ -175,6 +204,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_are_told_from_events),
+        cmocka_unit_test(events_up_to_the_last_of_a_kind_are_forgotten),
         cmocka_unit_test(commands_are_sent_as_lines),
         cmocka_unit_test(errors_keep_class_and_words),
         cmocka_unit_test(an_answer_to_something_else_is_no_answer),

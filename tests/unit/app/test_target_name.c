@@ -177,6 +177,33 @@ static void another_backups_partial_file_is_left_alone(void **state)
     target_name_done(&t);
 }
 
+static void nobody_takes_a_partial_file_before_it_has_its_name(void **state)
+{
+    struct err err;
+    struct target_name t;
+    int fd;
+
+    assert_true(init(&t, "a.raw", false, false, &err));
+    put(target_name_job_path(&t), "backup");
+    fd = hold(target_name_job_path(&t));
+    target_name_hold(&t);
+    close(fd);                   /* the job is over */
+    check_refused("a.raw", false, -EBUSY);
+    assert_true(target_name_publish(&t, &err));
+    target_name_done(&t);
+    check_content("a.raw", "backup");
+    close(hold("a.raw"));        /* and it is free */
+    unlink("a.raw");
+}
+
+static void a_link_that_leads_nowhere_is_refused(void **state)
+{
+    assert_int_equal(symlink("nothing.raw", "link.raw"), 0);
+    check_refused("link.raw", false, -ENOENT);
+    check_refused("link.raw", true, -ENOENT);
+    unlink("link.raw");
+}
+
 static void in_place_there_is_one_name(void **state)
 {
     struct err err;
@@ -233,6 +260,8 @@ int main(void)
         cmocka_unit_test(force_replaces_at_the_end_only),
         cmocka_unit_test(what_is_in_use_is_left_alone),
         cmocka_unit_test(another_backups_partial_file_is_left_alone),
+        cmocka_unit_test(nobody_takes_a_partial_file_before_it_has_its_name),
+        cmocka_unit_test(a_link_that_leads_nowhere_is_refused),
         cmocka_unit_test(in_place_there_is_one_name),
         cmocka_unit_test(devices_and_exports_have_no_other_name),
         cmocka_unit_test(names_that_cannot_be),
