@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The scratch store. The memory tier is written and read inline: it is memcpy
- * with a system call around it and never waits. The file tier goes through the
- * loop. Released file space is punched by one coroutine that works off a bitmap,
- * so that any number of releases costs one hole each time round; bytes of the
- * file count as used until the hole is there, because until then they are.
+ * The scratch store. Released file space is punched by one coroutine that works
+ * off a bitmap, so that any number of releases costs one hole each time round;
+ * bytes of the file count as used until the hole is there, because until then
+ * they are.
  */
 #include "cbw/store.h"
 #include "base/bitmap.h"
@@ -19,6 +18,7 @@
 
 #define GRANULE ((uint64_t)VIEW_GRANULE)
 #define INLINE_CLOSE_BYTES (1 * MiB)   /* more than this is freed in a worker */
+#define INLINE_COPY_BYTES (64 * KiB)   /* more than this is copied in a worker */
 
 struct store {
     /* Never changed. */
@@ -197,25 +197,23 @@ struct waitq *store_space(struct store *s)
 
 /* ---- writing ------------------------------------------------------------------ */
 
-static int memory_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
+/* Memory is a plain call, unless it is so much that others on the loop would wait
+ * for the copying. */
+static unsigned hints(const struct store *s, bool in_file, uint64_t len)
 {
-    for (uint64_t at = 0; at < len;) {
-        ssize_t n = pwrite(s->memory_fd, buf + at, len - at, off + at);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -ENOSPC;
-        at += n;
-    }
-    return 0;
+    if (len > INLINE_COPY_BYTES)
+        return IO_ASYNC;
+    return in_file ? s->file_hints : IO_INLINE | IO_MEMORY;
 }
 
-static int co_file_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
+static int co_tier_write(struct store *s, bool in_file, uint64_t off, uint64_t len,
+                         const uint8_t *buf)
 {
+    int fd = in_file ? s->file_fd : s->memory_fd;
+
     for (uint64_t at = 0; at < len;) {
         struct iovec iov = { (void *)(uintptr_t)(buf + at), len - at };
-        ssize_t n = co_pwritev(s->file_fd, &iov, 1, off + at, s->file_hints);
+        ssize_t n = co_pwritev(fd, &iov, 1, off + at, hints(s, in_file, len - at));
 
         if (n <= 0)
             return n < 0 ? n : -ENOSPC;
@@ -245,14 +243,14 @@ static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint
     if (room) {
         uint64_t n = MIN(*len, room);
 
-        r = memory_write(s, off, n, buf);
+        s->memory_used += n;
+        r = co_tier_write(s, false, off, n, buf);
         if (r == 0) {
-            s->memory_used += n;
             bitmap_set(s->stored, off / GRANULE, n / GRANULE);
             *len = n;
             return 0;
         }
-        memory_punch(s, off, n, 0);
+        memory_punch(s, off, n, n);
         if (s->file_fd < 0)
             return r;
         s->memory_max = s->memory_used;
@@ -260,7 +258,7 @@ static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint
     if (s->file_fd < 0)
         return -ENOSPC;
     s->file_used += *len;
-    r = co_file_write(s, off, *len, buf);
+    r = co_tier_write(s, true, off, *len, buf);
     bitmap_set(s->stored, off / GRANULE, *len / GRANULE);   /* also on failure: to be undone */
     bitmap_set(s->in_file, off / GRANULE, *len / GRANULE);
     return r;
@@ -337,17 +335,6 @@ bool store_has(const struct store *s, uint64_t off, uint64_t len, uint64_t *ret_
 }
 
 #define INLINE_IOV 16
-#define KERNEL_IOV 1024   /* IOV_MAX */
-
-static ssize_t memory_readv(struct store *s, const struct iovec *iov, int niov, uint64_t off)
-{
-    ssize_t n;
-
-    do {
-        n = preadv(s->memory_fd, iov, niov, off);
-    } while (n < 0 && errno == EINTR);
-    return n < 0 ? -errno : n;
-}
 
 /* Read a run that lies in one tier. */
 static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t len,
@@ -359,13 +346,9 @@ static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t le
 
     for (uint64_t done = 0; done < len;) {
         int np = iov_slice(part, iov, niov, at + done, len - done);
-        ssize_t n;
+        ssize_t n = co_preadv(in_file ? s->file_fd : s->memory_fd, part, np, off + done,
+                              hints(s, in_file, len - done));
 
-        np = MIN(np, KERNEL_IOV);
-        if (in_file)
-            n = co_preadv(s->file_fd, part, np, off + done, s->file_hints);
-        else
-            n = memory_readv(s, part, np, off + done);
         if (n <= 0)
             return n < 0 ? n : -EIO;
         done += n;
