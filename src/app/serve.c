@@ -157,8 +157,8 @@ static bool co_open_disk(struct serve_command *c, struct daemon *d, const struct
     if (co_execute(d, "blockdev-add", options, err))
         return true;
     if (image_is_locked_by_others(err))
-        err_set(err, err->code, "'%s', or an image that it stands on, is open in another process: "
-                "end that first", disk->image);
+        err_set(err, err->code, "'%s', or an image that it stands on, is in use, in another "
+                "process or as another disk of this one: end that first", disk->image);
     return false;
 }
 
@@ -174,13 +174,14 @@ static bool co_export_disk(struct serve_command *c, struct daemon *d, const char
  * QMP clients can add exports to it. */
 static bool co_listen_first(struct daemon *d, struct serve_listen *l, struct err *err)
 {
-    json_t *address = l->unix_socket
-                          ? json_pack("{s:s, s:o}", "type", "unix", "path",
-                                      schema_json_str(l->path))
-                          : json_pack("{s:s, s:o, s:o}", "type", "inet", "host",
-                                      schema_json_str(l->host), "port", schema_json_str(l->port));
+    json_t *address = l->unix_socket ? json_pack("{s:s, s:s}", "type", "unix", "path", l->path)
+                                     : json_pack("{s:s, s:s, s:s}", "type", "inet", "host",
+                                                 l->host, "port", l->port);
     CLEANUP(json_decref) json_t *options = json_pack("{s:o}", "addr", address);
 
+    if (!options)
+        return err_set(err, -EILSEQ, "--listen: '%s' has bytes that are not UTF-8",
+                       l->unix_socket ? l->path : l->host);
     if (!co_qmp_nbd_server_start(daemon_qmp(d), options, false, err))
         return false;
     l->server = qmp_nbd_server(daemon_qmp(d));

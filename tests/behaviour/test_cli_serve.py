@@ -17,7 +17,7 @@ def refused(directory, *args):
         options += ["--listen", "unix:nbd.sock"]
     if "--control" not in args:
         options += ["--control", "control.sock"]
-    done = stillpoint("serve", *options, check=False, cwd=directory)
+    done = stillpoint("serve", *options, check=False, cwd=directory, errors="surrogateescape")
     assert done.returncode in (1, 2), done
     assert done.stdout == ""
     assert done.stderr.startswith("stillpoint serve: ")
@@ -134,6 +134,8 @@ def test_a_format_that_the_name_does_not_say(tmp_path):
     (["junk.qcow2"], "not in qcow2 format"),
     (["."], "A disk cannot be called"),
     (["d=/dev/null"], "/dev/null"),
+    (["a=good.raw", "b=good.raw"], "or as another disk of this one"),
+    (["good.raw", "--listen", "unix:\udcff"], "not UTF-8"),
     (["good.raw", "--format", "vmdk"], "Unknown format 'vmdk'"),
     (["good.raw", "--image-dir", "nodir"], "image directory 'nodir': No such file"),
     (["good.raw", "--scratch-dir", "nodir"], "--scratch-dir nodir: No such file or directory"),
@@ -155,7 +157,7 @@ def test_an_image_that_somebody_has_open(tmp_path):
     image = make_image(tmp_path / "a.qcow2")
     with QemuNbd(tmp_path, image, "qcow2"):
         words = refused(tmp_path, "a.qcow2")
-        assert "'a.qcow2', or an image that it stands on, is open in another process" in words
+        assert "'a.qcow2', or an image that it stands on, is in use" in words
 
 
 def test_nobody_else_opens_what_is_served(tmp_path):
@@ -166,7 +168,7 @@ def test_nobody_else_opens_what_is_served(tmp_path):
         done = stillpoint("serve", "a.qcow2", "--listen", "unix:2", "--control", "c2",
                           check=False, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "is open in another process" in done.stderr
+        assert "is in use, in another process" in done.stderr
 
 
 def test_a_socket_that_somebody_uses(tmp_path):
