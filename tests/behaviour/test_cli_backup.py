@@ -485,6 +485,21 @@ def test_a_target_that_gets_full(disk, tmp_path):
     disk.write("disk", *LATER)
 
 
+def test_ctrl_c_while_the_target_hangs(disk, tmp_path):
+    with QemuNbd(tmp_path, make_image(tmp_path / "target.raw", 8 * MiB)) as server:
+        with Backup("disk", server.uri, "--speed", "1M", control=disk.control) as b:
+            b.until("started")
+            server.signal(signal.SIGSTOP)
+            disk.write("disk", *LATER)
+            start = time.monotonic()
+            b.signal()
+            status, last = b.finish()
+            assert (status, last["event"]) == (130, "cancelled")
+            assert time.monotonic() - start < 20
+        assert stillpoint("jobs", "--control", disk.control).stdout == "no jobs\n"
+        disk.write("disk", *LATER)
+
+
 def test_an_nbd_target_that_goes_away(disk, tmp_path):
     with QemuNbd(tmp_path, make_image(tmp_path / "target.raw", 8 * MiB)) as server:
         with Backup("disk", server.uri, *SLOW, control=disk.control) as b:
