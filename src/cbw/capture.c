@@ -18,8 +18,8 @@
 #include "loop/co_io.h"
 
 #define CHUNK (1 * MiB)            /* most that one capture reads */
-#define SMALL (64 * KiB)           /* buffers up to this are kept for reuse */
-#define SPARE_MAX 16
+#define SMALL (64 * KiB)           /* the smallest buffer */
+#define SPARE_BYTES (4 * MiB)      /* of buffers that are kept for reuse */
 
 /* How a capture ended, on the stack of the guest's request that started it. */
 struct outcome {
@@ -72,12 +72,24 @@ static void capture_free(struct capture *c)
     free(c);
 }
 
+static struct capture *spare_for(struct view *v, uint64_t bytes)
+{
+    struct capture *c;
+
+    list_for_each(c, &v->spare, link) {
+        if (c->buf_size >= bytes)
+            return c;
+    }
+    return NULL;
+}
+
 static struct capture *capture_get(struct view *v, uint64_t bytes)
 {
-    struct capture *c = bytes <= SMALL ? list_pop_head(&v->spare, struct capture, link) : NULL;
+    struct capture *c = spare_for(v, bytes);
 
     if (c) {
-        v->n_spare--;
+        list_del(&c->link);
+        v->spare_bytes -= c->buf_size;
         return c;
     }
     c = xnew(struct capture);
@@ -92,12 +104,12 @@ static struct capture *capture_get(struct view *v, uint64_t bytes)
 
 static void capture_put(struct view *v, struct capture *c)
 {
-    if (c->buf_size == SMALL && v->n_spare < SPARE_MAX) {
-        list_push_head(&v->spare, &c->link);
-        v->n_spare++;
-    } else {
+    if (v->spare_bytes + c->buf_size > SPARE_BYTES) {
         capture_free(c);
+        return;
     }
+    list_push_head(&v->spare, &c->link);
+    v->spare_bytes += c->buf_size;
 }
 
 void view_free_spare(struct view *v)

@@ -56,8 +56,8 @@ struct view {
     uint64_t capture_bytes;
     struct waitq slots;            /* guests waiting for n_captures or capture_bytes to fall */
     unsigned n_waiting;
-    struct list spare;             /* captures with small buffers, for reuse */
-    unsigned n_spare;
+    struct list spare;             /* captures that are over, for the reuse of their buffers */
+    uint64_t spare_bytes;
 };
 
 /* capture.c */
