@@ -11,7 +11,7 @@
  *      held                  done, held   the store has it (I-V2)
  *      released              done, !held  nobody wants it (I-V3)
  *
- * Neither captures nor consumers' reads go through the disk's door. Captures
+ * Neither captures nor consumers' reads go through the disk's door (I-V8). Captures
  * belong to guests' requests that are inside. Reads must go on while a door is
  * being shut: a guest inside may be waiting for the scratch space that they are
  * about to free. For an instant only writes have to stand still.
