@@ -39,7 +39,9 @@ struct view *view_ref(struct view *v)
 
 void view_unref(struct view *v)
 {
-    if (!v || --v->refs)
+    if (v && --v->refs == 1)
+        waitq_wake_all(&v->settled);
+    if (!v || v->refs)
         return;
     v->refs = 1;    /* listeners that are told of the end may look at the view */
     view_end(v, -ESHUTDOWN, "The view of node '%s' is closed", node_name(v->node));
@@ -117,6 +119,7 @@ struct view *co_view_prepare(struct node *n, const struct view_opts *opts, const
     list_init(&v->captures);
     list_init(&v->spare);
     waitq_init(&v->slots);
+    waitq_init(&v->settled);
     if (co_view_init(v, opts, who, err))
         return v;
     node_allow_resize(n);
@@ -176,6 +179,16 @@ void view_close(struct view *v)
         return;
     view_end(v, -ESHUTDOWN, "The view of node '%s' is closed", node_name(v->node));
     view_unref(v);
+}
+
+bool co_view_settle(struct view *v, uint64_t deadline)
+{
+    assert(v->error);
+    while (v->refs > 1) {
+        if (!co_waitq_wait_until(&v->settled, deadline))
+            return v->refs == 1;
+    }
+    return true;
 }
 
 struct node *view_node(const struct view *v)

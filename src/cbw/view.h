@@ -74,6 +74,11 @@ struct view *co_view_open(struct node *n, const struct view_opts *opts, const ch
  * reference. Takes NULL. */
 void view_close(struct view *v);
 
+/* Wait until the caller's reference to a view that has ended is the only one: what
+ * was under way in it is over, and with the last reference the node is free. False
+ * at @deadline (loop_now time). */
+MUST_CHECK bool co_view_settle(struct view *v, uint64_t deadline);
+
 struct view *view_ref(struct view *v);
 /* The last one closes the view if it was not, and frees it. Takes NULL. */
 void view_unref(struct view *v);

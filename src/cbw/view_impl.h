@@ -40,6 +40,7 @@ struct view {
     enum view_on_cbw_error on_error;
 
     unsigned refs;
+    struct waitq settled;          /* woken when one reference is left */
     struct bitmap *done, *held;
     struct store *store;
     uint64_t n_captured;           /* granules ever held */

@@ -119,6 +119,7 @@ static void close_view(struct backup *b)
     show_progress(b);
     worklist_free(MOVE(b->list));
     view_remove_listener(&b->listener);
+    b->ended = view_ref(b->view);
     view_close(MOVE(b->view));
 }
 
@@ -235,6 +236,18 @@ static void co_wait_idle(struct backup *b, uint64_t grace_ns)
     }
 }
 
+/* A capture that was under way when it was not wanted any more, a status that was
+ * asked for: the source is in use until they are over. Who hears of the job's end
+ * may want to delete it. */
+static void co_let_go_of_source(struct backup *b)
+{
+    bool settled = co_view_settle(b->ended, loop_now() + GRACE_NS);
+
+    (void)settled;     /* else it hangs, and ends when it ends */
+    view_unref(MOVE(b->ended));
+    node_unref(MOVE(b->source));
+}
+
 static void cancel_in_flight(struct node *target)
 {
     for (struct node *n = target; n; n = edge_node(n->file))
@@ -293,8 +306,8 @@ static int co_backup_run(struct job *job, void *state, struct err *err)
         }
     }
     copier_abandon(MOVE(b->copier));
+    co_let_go_of_source(b);
     co_let_go_of_target(b);
-    node_unref(MOVE(b->source));
     *err = b->err;
     return b->ret;
 }

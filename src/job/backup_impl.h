@@ -22,6 +22,7 @@ struct backup {
     unsigned workers;
 
     struct view *view;             /* NULL once everything is copied */
+    struct view *ended;            /* the same, then */
     struct view_listener listener;
     bool captured_only;
     struct worklist *list;         /* goes with the view */

@@ -492,6 +492,33 @@ static void closing_lets_waiting_guests_go_and_hanging_captures_end_later(void *
     in_loop(close_while_hanging_body);
 }
 
+static void settle_body(void)
+{
+    struct crew crew = { 0 };
+    struct scene s;
+    struct view *v;
+
+    co_scene(&s, 64 * G);
+    co_write_ok(&s, 0, 64 * G, 1);
+    co_open_view(&s);
+    s.mem->held[MEM_READ] = true;
+    crew_start(&crew, write_two, &s);
+    co_yield_times(5);
+    v = view_ref(s.v);
+    view_close(MOVE(s.v));
+    co_crew_wait(&crew);
+    assert_false(co_view_settle(v, loop_now() + NSEC_PER_MSEC));
+    mem_release(s.mem, MEM_READ);
+    assert_true(co_view_settle(v, DEADLINE_NEVER));
+    view_unref(v);
+    co_strike(&s);
+}
+
+static void what_is_under_way_can_be_waited_for(void **state)
+{
+    in_loop(settle_body);
+}
+
 static void read_error_body(void)
 {
     struct err err = ERR_INIT;
@@ -722,6 +749,7 @@ int main(void)
         cmocka_unit_test(status_is_that_of_the_instant),
         cmocka_unit_test(a_source_that_hangs_costs_the_guest_the_timeout_at_most),
         cmocka_unit_test(closing_lets_waiting_guests_go_and_hanging_captures_end_later),
+        cmocka_unit_test(what_is_under_way_can_be_waited_for),
         cmocka_unit_test(a_read_error_breaks_what_the_policy_says),
         cmocka_unit_test(at_the_limit_guests_wait_for_the_drain),
         cmocka_unit_test(a_disk_with_a_view_keeps_its_size),
