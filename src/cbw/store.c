@@ -287,7 +287,7 @@ static void co_undo_write(struct store *s, uint64_t off, uint64_t len)
         memory_punch(s, off, len, in_memory * GRANULE);
     if (in_file) {
         /* If it fails the bytes stay until they are written over. */
-        int r = co_fallocate(s->file_fd, PUNCH, off, len);
+        int r = co_fallocate(s->file_fd, PUNCH, off, len, IO_DEFAULT);
 
         (void)r;
         s->file_used -= in_file * GRANULE;
@@ -393,7 +393,7 @@ static void co_punch_file(void *arg)
     while (!s->dead && bitmap_next_range(s->punch, 0, UINT64_MAX, &first, &n)) {
         bitmap_clear(s->punch, first, n);
         /* A file system that cannot punch keeps the bytes, and they stay counted. */
-        if (co_fallocate(s->file_fd, PUNCH, first * GRANULE, n * GRANULE) == 0) {
+        if (co_fallocate(s->file_fd, PUNCH, first * GRANULE, n * GRANULE, IO_BULK) == 0) {
             s->file_used -= n * GRANULE;
             waitq_wake_all(&s->space);
         }

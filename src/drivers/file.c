@@ -17,10 +17,12 @@
 
 static unsigned io_hints(const struct file_state *s, uint64_t len, unsigned flags)
 {
+    unsigned bulk = flags & REQ_BULK ? IO_BULK : 0;
+
     if (s->mem_align > 1)
-        return IO_DEFAULT;
-    if (len > INLINE_MAX || (flags & REQ_BULK))
-        return IO_ASYNC;
+        return IO_DEFAULT | bulk;
+    if (len > INLINE_MAX || bulk)
+        return IO_ASYNC | bulk;
     return IO_INLINE | (s->in_memory ? IO_MEMORY : 0);
 }
 

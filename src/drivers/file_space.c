@@ -15,12 +15,12 @@ static bool not_supported(int r)
 
 /* fallocate with a memory of what the file system refused. */
 static int co_try_fallocate(struct file_state *s, int mode, uint64_t off, uint64_t len,
-                            bool *never)
+                            unsigned hints, bool *never)
 {
     if (*never)
         return -ENOTSUP;
 
-    int r = co_fallocate(s->fd, mode | FALLOC_FL_KEEP_SIZE, off, len);
+    int r = co_fallocate(s->fd, mode | FALLOC_FL_KEEP_SIZE, off, len, hints);
 
     if (!not_supported(r))
         return r;
@@ -35,12 +35,13 @@ int co_file_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned fl
 {
     struct file_state *s = n->state;
     uint64_t exists = MIN(len, n->size - off);
+    unsigned hints = flags & REQ_BULK ? IO_BULK : IO_DEFAULT;
     int r = -ENOTSUP;
 
     if (flags & REQ_MAY_UNMAP)
-        r = co_try_fallocate(s, FALLOC_FL_PUNCH_HOLE, off, exists, &s->no_punch);
+        r = co_try_fallocate(s, FALLOC_FL_PUNCH_HOLE, off, exists, hints, &s->no_punch);
     if (r == -ENOTSUP && !(s->device && (flags & REQ_NO_FALLBACK)))
-        r = co_try_fallocate(s, FALLOC_FL_ZERO_RANGE, off, exists, &s->no_zero_range);
+        r = co_try_fallocate(s, FALLOC_FL_ZERO_RANGE, off, exists, hints, &s->no_zero_range);
     extent_cache_forget(&s->extents, off, len, r == 0 ? STATUS_ZERO : 0);
     return r;
 }
@@ -48,7 +49,8 @@ int co_file_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned fl
 int co_file_discard(struct node *n, uint64_t off, uint64_t len)
 {
     struct file_state *s = n->state;
-    int r = co_try_fallocate(s, FALLOC_FL_PUNCH_HOLE, off, MIN(len, n->size - off), &s->no_punch);
+    int r = co_try_fallocate(s, FALLOC_FL_PUNCH_HOLE, off, MIN(len, n->size - off), IO_DEFAULT,
+                             &s->no_punch);
 
     extent_cache_forget(&s->extents, off, len, r == 0 ? STATUS_ZERO : 0);
     return r;

@@ -35,11 +35,12 @@ static void offload_done(struct worker_job *job)
     co_wake(container_of(job, struct offload, job)->co);
 }
 
-int co_offload(int (*fn)(void *arg), void *arg)
+static int co_run_offload(int (*fn)(void *arg), void *arg, bool bulk)
 {
     struct offload o = {
         .job.run = offload_run,
         .job.done = offload_done,
+        .job.bulk = bulk,
         .fn = fn,
         .arg = arg,
         .co = co_self(),
@@ -49,6 +50,16 @@ int co_offload(int (*fn)(void *arg), void *arg)
     workers_submit(loop_current()->workers, &o.job);
     co_suspend();
     return o.result;
+}
+
+int co_offload(int (*fn)(void *arg), void *arg)
+{
+    return co_run_offload(fn, arg, false);
+}
+
+int co_offload_bulk(int (*fn)(void *arg), void *arg)
+{
+    return co_run_offload(fn, arg, true);
 }
 
 /* --- Operations --- */
@@ -85,7 +96,7 @@ static ssize_t co_run_op(struct engine_op *op)
     struct engine *e = loop_current()->engine;
 
     if (!e->ops->does_io && op->kind != OP_POLL)
-        return co_offload(run_blocking, op);
+        return co_run_offload(run_blocking, op, op->bulk);
     op->co = co_self();
     assert(op->co);
     op->done = false;
@@ -185,6 +196,7 @@ static ssize_t co_rw(struct engine_op *op, unsigned hints)
             return r;
     }
     op->async = hints & IO_ASYNC;
+    op->bulk = hints & IO_BULK;
     do {
         r = co_run_op(op);
     } while (r == -EINTR);
@@ -220,10 +232,11 @@ int co_fdatasync(int fd)
     return (int)r;
 }
 
-int co_fallocate(int fd, int mode, uint64_t off, uint64_t len)
+int co_fallocate(int fd, int mode, uint64_t off, uint64_t len, unsigned hints)
 {
     struct engine_op op = {
         .kind = OP_FALLOCATE, .fd = fd, .fallocate = { .mode = mode, .off = off, .len = len },
+        .bulk = hints & IO_BULK,
     };
     ssize_t r;
 

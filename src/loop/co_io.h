@@ -23,6 +23,7 @@ enum io_hint {
     IO_DSYNC = 4,  /* write through (RWF_DSYNC); never inline */
     IO_MEMORY = 8, /* with IO_INLINE: the file is in memory (io_is_in_memory), so that there is
                     * no doubt: a plain call. tmpfs knows no RWF_NOWAIT, and asking costs */
+    IO_BULK = 16,  /* background: where worker threads do it, others go first */
 };
 
 /* Whether @fd is a file that lives in memory: a tmpfs or a memfd. To be asked
@@ -32,7 +33,7 @@ bool io_is_in_memory(int fd);
 ssize_t co_preadv(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);
 ssize_t co_pwritev(int fd, const struct iovec *iov, int niov, uint64_t off, unsigned hints);
 int co_fdatasync(int fd);
-int co_fallocate(int fd, int mode, uint64_t off, uint64_t len);
+int co_fallocate(int fd, int mode, uint64_t off, uint64_t len, unsigned hints);   /* IO_BULK */
 
 /* Sockets, blocking or not: tried at once, then waited for. With MSG_DONTWAIT
  * they give -EAGAIN instead of waiting. Sending never raises SIGPIPE. */
@@ -60,5 +61,7 @@ void co_poll_wake(struct co_poll *p);   /* harmless when nobody waits; does not 
 /* Run fn(arg) in the worker pool: for work that blocks or burns CPU. fn must
  * not touch what belongs to a loop. Gives fn's result. */
 int co_offload(int (*fn)(void *arg), void *arg);
+/* The same for background work: it never has all threads, and others go first. */
+int co_offload_bulk(int (*fn)(void *arg), void *arg);
 
 #endif

@@ -30,6 +30,7 @@ struct engine_op {
     struct co *co;        /* woken when done */
     ssize_t result;       /* or -errno; for OP_POLL the events */
     bool done, async;     /* @async: IOSQE_ASYNC */
+    bool bulk;            /* in a worker: after others */
     bool cancelled;       /* somebody asked to end it */
     bool queued;          /* the engine's: not given to the kernel yet */
     struct list link;     /* the engine's, until it is done */

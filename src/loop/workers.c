@@ -21,8 +21,10 @@ struct workers {
     pthread_mutex_t lock;         /* guards the rest */
     pthread_cond_t work;          /* there is a job, or stopping */
     pthread_cond_t gone;          /* n_threads became 0 */
-    struct list queue;            /* of struct worker_job */
-    unsigned n_queued, n_threads, n_idle;
+    struct list queue, bulk;      /* of struct worker_job */
+    unsigned n_queued, n_bulk;    /* their lengths */
+    unsigned bulk_running;
+    unsigned n_threads, n_idle;
     uint64_t progress;            /* how many jobs have begun or ended */
     bool stopping;
 };
@@ -40,21 +42,47 @@ static void job_done(struct loop_msg *msg)
     job->done(job);
 }
 
+/* How many of the jobs that wait may begin. */
+static unsigned n_ready(const struct workers *w)
+{
+    unsigned most = MAX(w->base_threads, w->n_threads) / 2;
+
+    return w->n_queued + MIN(w->n_bulk, most > w->bulk_running ? most - w->bulk_running : 0);
+}
+
+static struct worker_job *take_job(struct workers *w)
+{
+    struct worker_job *job = list_pop_head(&w->queue, struct worker_job, link);
+
+    if (job) {
+        w->n_queued--;
+        return job;
+    }
+    w->n_bulk--;
+    w->bulk_running++;
+    return list_pop_head(&w->bulk, struct worker_job, link);
+}
+
 /* The next job, waiting for one; NULL when the thread should end. */
 static struct worker_job *next_job(struct workers *w)
 {
     struct timespec until = to_timespec(loop_now() + IDLE_NS);
     bool timed_out = false;
 
-    while (list_empty(&w->queue)) {
+    while (!n_ready(w)) {
         if (w->stopping || timed_out)
             return NULL;
         w->n_idle++;
         timed_out = pthread_cond_timedwait(&w->work, &w->lock, &until) == ETIMEDOUT;
         w->n_idle--;
     }
-    w->n_queued--;
-    return list_pop_head(&w->queue, struct worker_job, link);
+
+    struct worker_job *job = take_job(w);
+
+    /* One that had to wait for another's end was not told of. */
+    if (n_ready(w) && w->n_idle)
+        pthread_cond_signal(&w->work);
+    return job;
 }
 
 static void *worker_main(void *arg)
@@ -64,6 +92,8 @@ static void *worker_main(void *arg)
 
     pthread_mutex_lock(&w->lock);
     while ((job = next_job(w))) {
+        bool bulk = job->bulk;
+
         w->progress++;
         pthread_mutex_unlock(&w->lock);
         job->run(job);
@@ -71,6 +101,7 @@ static void *worker_main(void *arg)
         loop_post_msg(w->loop, &job->msg);
         pthread_mutex_lock(&w->lock);
         w->progress++;
+        w->bulk_running -= bulk;
     }
     if (--w->n_threads == 0)
         pthread_cond_broadcast(&w->gone);
@@ -108,11 +139,11 @@ static void watch_fired(void *arg)
     pthread_mutex_lock(&w->lock);
     unsigned more = 0;
     if (w->progress == w->watched_progress)
-        more = MIN(w->n_queued, w->n_threads);
+        more = MIN(w->n_queued + w->n_bulk, w->n_threads);
     more = MIN(more, WORKERS_MAX - w->n_threads);
     while (more-- && start_thread(w))
         ;
-    if (w->n_queued) {
+    if (w->n_queued + w->n_bulk) {
         w->watched_progress = w->progress;
         loop_timer_arm(&w->watch, loop_now() + WORKERS_STUCK_NS);
     }
@@ -135,6 +166,7 @@ struct workers *workers_new(struct loop *loop)
     pthread_cond_init(&w->gone, &attr);
     pthread_condattr_destroy(&attr);
     list_init(&w->queue);
+    list_init(&w->bulk);
     return w;
 }
 
@@ -143,17 +175,17 @@ void workers_submit(struct workers *w, struct worker_job *job)
     job->pool = w;
     job->msg.fn = job_done;
     pthread_mutex_lock(&w->lock);
-    list_push_tail(&w->queue, &job->link);
-    w->n_queued++;
+    list_push_tail(job->bulk ? &w->bulk : &w->queue, &job->link);
+    *(job->bulk ? &w->n_bulk : &w->n_queued) += 1;
     /* Threads that were signalled count as idle until they have woken: so compare. */
-    if (w->n_queued > w->n_idle && w->n_threads < w->base_threads)
+    if (n_ready(w) > w->n_idle && w->n_threads < w->base_threads)
         start_thread(w);
     bool alone = w->n_threads == 0;
     if (alone) {
         list_del(&job->link);
-        w->n_queued--;
+        *(job->bulk ? &w->n_bulk : &w->n_queued) -= 1;
     }
-    bool waits = w->n_queued > w->n_idle;
+    bool waits = w->n_queued + w->n_bulk > w->n_idle;
     uint64_t progress = w->progress;
     if (w->n_idle)
         pthread_cond_signal(&w->work);
@@ -177,7 +209,8 @@ bool workers_stop(struct workers *w, uint64_t deadline)
     pthread_mutex_lock(&w->lock);
     w->stopping = true;
     list_init(&w->queue);
-    w->n_queued = 0;
+    list_init(&w->bulk);
+    w->n_queued = w->n_bulk = 0;
     pthread_cond_broadcast(&w->work);
     while (w->n_threads && r != ETIMEDOUT)
         r = pthread_cond_timedwait(&w->gone, &w->lock, &until);

@@ -9,6 +9,10 @@
  * for 100 ms the pool doubles, and so on up to 64 threads, so that some hung
  * jobs do not hold up the others. With 64 hung ones new work waits.
  *
+ * Background work (bulk) has at most half of the threads at a time, and comes
+ * after the rest: a backup's slow target must not hold up the requests of guests,
+ * which with the pool engine come here too.
+ *
  * Each loop has a pool of its own, so that what hangs on one loop's disks
  * cannot use up the threads of another's.
  */
@@ -25,6 +29,7 @@ struct worker_job {
     void (*run)(struct worker_job *job);    /* in a worker thread */
     void (*done)(struct worker_job *job);   /* on the loop, a plain callback */
     struct workers *pool;
+    bool bulk;
     struct list link;
     struct loop_msg msg;
 };

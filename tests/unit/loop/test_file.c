@@ -84,8 +84,8 @@ static void errors_come_back_as_numbers_body(void)
         assert_int_equal(co_pwritev(fd, &iov, 1, UINT64_MAX, all_hints[i]), -EINVAL);
     }
     assert_int_equal(co_fdatasync(-1), -EBADF);
-    assert_int_equal(co_fallocate(-1, 0, 0, 1), -EBADF);
-    assert_int_equal(co_fallocate(fd, 0, UINT64_MAX, 1), -EFBIG);
+    assert_int_equal(co_fallocate(-1, 0, 0, 1, IO_DEFAULT), -EBADF);
+    assert_int_equal(co_fallocate(fd, 0, UINT64_MAX, 1, IO_DEFAULT), -EFBIG);
     close(ro);
     close(fd);
 }
@@ -102,12 +102,13 @@ static void fallocate_grows_and_punches_body(void)
     int fd = test_tmpfile();
     struct stat st;
 
-    assert_int_equal(co_fallocate(fd, 0, 0, 1 << 20), 0);
+    assert_int_equal(co_fallocate(fd, 0, 0, 1 << 20, IO_BULK), 0);
     assert_int_equal(fstat(fd, &st), 0);
     assert_int_equal(st.st_size, 1 << 20);
     memset(buf, 'x', sizeof(buf));
     assert_int_equal(co_pwritev(fd, &iov, 1, 0, IO_DEFAULT), sizeof(buf));
-    assert_int_equal(co_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 4096), 0);
+    assert_int_equal(co_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4096, 4096,
+                                  IO_DEFAULT), 0);
     assert_int_equal(co_preadv(fd, &iov, 1, 0, IO_DEFAULT), sizeof(buf));
     assert_memory_equal(buf + 4096, zeros, 4096);
     assert_int_equal(buf[4095], 'x');

@@ -4,6 +4,7 @@
  * under ThreadSanitizer too.
  */
 #include "loop_test.h"
+#include "loop/workers.h"
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -280,6 +281,39 @@ static void stuck_work_does_not_hold_up_other_work(void **state)
     in_loop(stuck_work_does_not_hold_up_other_work_body);
 }
 
+static void offload_bulk(void *arg)
+{
+    assert_int_equal(co_offload_bulk(read_stuck_pipe, NULL), 0);
+    gate_pass(&gate);
+}
+
+/* At once: without waiting for the pool to notice twice that nothing moves, and to
+ * grow beyond what is stuck. */
+static void background_work_leaves_threads_to_others_body(void)
+{
+    enum { SLOW = 40 };
+    char go[SLOW] = { 0 };
+    uint64_t began;
+
+    assert_int_equal(pipe(stuck_pipe), 0);
+    gate_init(&gate, SLOW);
+    for (int i = 0; i < SLOW; i++)
+        co_start(offload_bulk, NULL);
+    co_yield();
+    began = loop_now();
+    assert_int_equal(co_offload(work, (void *)7), 7);
+    assert_true(loop_now() - began < 2 * WORKERS_STUCK_NS);
+    assert_int_equal(write(stuck_pipe[1], go, sizeof(go)), sizeof(go));
+    co_gate_wait(&gate);
+    close(stuck_pipe[0]);
+    close(stuck_pipe[1]);
+}
+
+static void background_work_leaves_threads_to_others(void **state)
+{
+    in_loop(background_work_leaves_threads_to_others_body);
+}
+
 static void offload_for_ever(void *arg)
 {
     (void)co_offload(read_stuck_pipe, NULL);
@@ -311,6 +345,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(an_idle_loop_does_not_wake_up),
     cmocka_unit_test(work_is_done_elsewhere),
     cmocka_unit_test(stuck_work_does_not_hold_up_other_work),
+    cmocka_unit_test(background_work_leaves_threads_to_others),
     cmocka_unit_test(stuck_work_does_not_hold_up_the_end),
 };
 
