@@ -9,9 +9,23 @@
 
 /* ---- verbs ------------------------------------------------------------------------ */
 
+/* There is no such job: says so, in the words of the command's kind. */
+typedef bool no_such(const char *id, struct err *err);
+
+static bool no_job(const char *id, struct err *err)
+{
+    return err_set(err, -ENOENT, "Job not found");
+}
+
+static bool no_block_job(const char *id, struct err *err)
+{
+    return err_set_class(err, ERR_DEVICE_NOT_ACTIVE, -ENOENT, "Block job '%s' not found", id);
+}
+
 /* What is to be done to a job, on its loop. */
 struct order {
     bool (*verb)(struct job *job, const struct order *o, struct err *err);
+    no_such *none;
     bool force;              /* cancel */
     uint64_t speed;          /* set-speed */
     struct job *job;
@@ -21,36 +35,26 @@ struct order {
 static int give_order(void *arg)
 {
     const struct order *o = arg;
+    struct job_info info;
 
+    /* It may have gone while we were on our way. */
+    job_query(o->job, &info);
+    if (info.status == JOB_NULL) {
+        o->none(info.id, o->err);
+        return -ENOENT;
+    }
     return o->verb(o->job, o, o->err) ? 0 : -EINVAL;
 }
 
-/* Takes over @job, which may be NULL: then @err is set already. */
-static bool co_order(struct job *job, struct order o, struct err *err)
+static bool co_order(const char *id, struct order o, struct err *err)
 {
-    CLEANUP(job_unref) struct job *mine = job;
+    CLEANUP(job_unref) struct job *job = job_find(id);
 
+    if (!job)
+        return o.none(id, err);
     o.job = job;
     o.err = err;
-    return job && co_loop_call(job_loop(job), give_order, &o) == 0;
-}
-
-static struct job *find_job(const char *id, struct err *err)
-{
-    struct job *job = job_find(id);
-
-    if (!job)
-        err_set(err, -ENOENT, "Job not found");
-    return job;
-}
-
-static struct job *find_block_job(const char *device, struct err *err)
-{
-    struct job *job = job_find(device);
-
-    if (!job)
-        err_set_class(err, ERR_DEVICE_NOT_ACTIVE, -ENOENT, "Block job '%s' not found", device);
-    return job;
+    return co_loop_call(job_loop(job), give_order, &o) == 0;
 }
 
 static bool do_cancel(struct job *job, const struct order *o, struct err *err)
@@ -85,6 +89,8 @@ static bool do_dismiss(struct job *job, const struct order *o, struct err *err)
 
 static bool do_set_speed(struct job *job, const struct order *o, struct err *err)
 {
+    if (o->speed > INT64_MAX)        /* below zero as an argument */
+        return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative value");
     return job_set_speed(job, o->speed, err);
 }
 
@@ -142,23 +148,23 @@ static const struct schema_type set_speed_args_type = {
     },
 };
 
-/* A command that finds its job by member @member of @args_t with @find. */
-#define VERB_COMMAND(fn, args_t, member, find, do_verb) \
+/* A command whose job is named by member @member of @args_t. */
+#define VERB_COMMAND(fn, args_t, member, no_such_job, do_verb) \
     static bool fn(const struct qmp_call *call, const void *args, void *ret, struct err *err) \
     { \
         const struct args_t *a = args; \
-        return co_order(find(a->member, err), (struct order){ .verb = do_verb }, err); \
+        return co_order(a->member, (struct order){ .verb = do_verb, .none = no_such_job }, err); \
     }
-VERB_COMMAND(co_job_pause, id_args, id, find_job, do_pause)
-VERB_COMMAND(co_job_resume, id_args, id, find_job, do_resume)
-VERB_COMMAND(co_job_complete, id_args, id, find_job, do_complete)
-VERB_COMMAND(co_job_finalize, id_args, id, find_job, do_finalize)
-VERB_COMMAND(co_job_dismiss, id_args, id, find_job, do_dismiss)
-VERB_COMMAND(co_block_job_pause, device_args, device, find_block_job, do_pause)
-VERB_COMMAND(co_block_job_resume, device_args, device, find_block_job, do_resume)
-VERB_COMMAND(co_block_job_complete, device_args, device, find_block_job, do_complete)
-VERB_COMMAND(co_block_job_finalize, id_args, id, find_block_job, do_finalize)
-VERB_COMMAND(co_block_job_dismiss, id_args, id, find_block_job, do_dismiss)
+VERB_COMMAND(co_job_pause, id_args, id, no_job, do_pause)
+VERB_COMMAND(co_job_resume, id_args, id, no_job, do_resume)
+VERB_COMMAND(co_job_complete, id_args, id, no_job, do_complete)
+VERB_COMMAND(co_job_finalize, id_args, id, no_job, do_finalize)
+VERB_COMMAND(co_job_dismiss, id_args, id, no_job, do_dismiss)
+VERB_COMMAND(co_block_job_pause, device_args, device, no_block_job, do_pause)
+VERB_COMMAND(co_block_job_resume, device_args, device, no_block_job, do_resume)
+VERB_COMMAND(co_block_job_complete, device_args, device, no_block_job, do_complete)
+VERB_COMMAND(co_block_job_finalize, id_args, id, no_block_job, do_finalize)
+VERB_COMMAND(co_block_job_dismiss, id_args, id, no_block_job, do_dismiss)
 
 /* As QEMU's job-cancel: by force. */
 static bool co_job_cancel(const struct qmp_call *call, const void *args, void *ret,
@@ -166,30 +172,26 @@ static bool co_job_cancel(const struct qmp_call *call, const void *args, void *r
 {
     const struct id_args *a = args;
 
-    return co_order(find_job(a->id, err), (struct order){ .verb = do_cancel, .force = true }, err);
+    return co_order(a->id, (struct order){ .verb = do_cancel, .none = no_job, .force = true },
+                    err);
 }
 
 static bool co_block_job_cancel(const struct qmp_call *call, const void *args, void *ret,
                                 struct err *err)
 {
     const struct cancel_args *a = args;
+    struct order o = { .verb = do_cancel, .none = no_block_job, .force = a->force };
 
-    return co_order(find_block_job(a->device, err),
-                    (struct order){ .verb = do_cancel, .force = a->force }, err);
+    return co_order(a->device, o, err);
 }
 
 static bool co_block_job_set_speed(const struct qmp_call *call, const void *args, void *ret,
                                    struct err *err)
 {
     const struct set_speed_args *a = args;
-    CLEANUP(job_unref) struct job *job = find_block_job(a->device, err);
+    struct order o = { .verb = do_set_speed, .none = no_block_job, .speed = (uint64_t)a->speed };
 
-    if (!job)
-        return false;
-    if (a->speed < 0)
-        return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative value");
-    return co_order(MOVE(job), (struct order){ .verb = do_set_speed, .speed = (uint64_t)a->speed },
-                    err);
+    return co_order(a->device, o, err);
 }
 
 /* ---- query-jobs, query-block-jobs ---------------------------------------------------- */
