@@ -484,6 +484,21 @@ def test_a_slow_target_with_little_scratch_slows_clients_and_no_more(live):
     live.judge(path, "raw", job.asked, job.answered)
 
 
+def test_a_second_backup_starts_while_clients_wait_for_scratch(live):
+    """Their requests are inside, and the copy that will let them go on has to go on too."""
+    with live.on_line():
+        add_target(live, {"op": "write", "delay-ns": 10**7})
+        job = Job(live, "target", **{"scratch-limit": 64 * 1024, "x-perf": {"max-workers": 1}})
+        for i in range(5):
+            live.writers.wait_for_more(1)
+            start = time.monotonic()
+            live.qmp("drive-backup", job_id=f"other{i}", device="disk", sync="full",
+                     target=os.path.join(live.work, f"other{i}.qcow2"), format="qcow2")
+            assert time.monotonic() - start < BOUND
+            live.qmp("block-job-cancel", device=f"other{i}", force=True)
+        job.good_end()
+
+
 def test_a_full_scratch_directory_breaks_the_backup(live, small):
     with live.on_line():
         add_target(live)

@@ -83,11 +83,8 @@ class Backup:
         if rng.random() < 0.3:
             more["x-perf"] = {"max-workers": rng.choice([1, 2, 64])}
         # With little scratch clients have to wait for the copy: it must not be slow.
-        if self.sync != "none" and rng.random() < 0.2:
-            more["scratch-limit"] = 2 * MIB
-        else:
-            more["speed"] = 4 * MIB
-        return more
+        self.in_haste = self.sync != "none" and rng.random() < 0.2
+        return {**more, "scratch-limit": 2 * MIB} if self.in_haste else {**more, "speed": 4 * MIB}
 
     def start(self, **options):
         rng, qmp = self.live.rng, self.live.qmp
@@ -152,7 +149,7 @@ class Backup:
 
     def steer(self):
         rng = self.live.rng
-        for _ in range(rng.randrange(3)):
+        for _ in range(0 if self.in_haste else rng.randrange(3)):
             self.live.writers.wait_for_more(STEP)
             rng.choice([self.pause_a_while, self.change_speed])()
         self.live.writers.wait_for_more(STEP)
