@@ -14,6 +14,11 @@ static struct node *co_open_json(struct model *m, json_t *json)
     struct err err = ERR_INIT;
     struct node *n = co_node_open(json, false, &err);
 
+    /* A judge that is being started shares our locks until its exec is through. */
+    for (int tries = 0; !n && m->peers && tries < 100; tries++) {
+        co_sleep(NSEC_PER_MSEC);
+        n = co_node_open(json, false, &err);
+    }
     json_decref(json);
     if (!n)
         model_fail(m, "%s", err.text);
