@@ -183,8 +183,8 @@ static void co_worker(void *arg)
 
 void save_file(const char *name, const unsigned char *data, uint64_t len)
 {
-    make_file(test_path(name), 0);
-    file_write(test_path(name), 0, data, len);
+    make_file(work_path(name), 0);
+    file_write(work_path(name), 0, data, len);
 }
 
 /* The backing file, and what of it the disk shows. */

@@ -41,7 +41,7 @@ struct model {
     int failure;                 /* of the first that did */
 };
 
-/* Make model.qcow2 in test_dir(), empty, with its backing file. */
+/* Make model.qcow2 in work_dir(), empty, with its backing file. */
 void co_model_init(struct model *model, const struct shape *shape, uint64_t seed);
 void model_done(struct model *model);
 
@@ -52,7 +52,7 @@ void co_model_compare(struct model *model, const char *when);
 /* The closed image is sound, and QEMU reads the shadow from it. */
 void model_judge(struct model *model);
 
-/* A file of these bytes in test_dir(). */
+/* A file of these bytes in work_dir(). */
 void save_file(const char *name, const unsigned char *data, uint64_t len);
 
 #endif

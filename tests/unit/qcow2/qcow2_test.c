@@ -8,13 +8,29 @@
 #include <unistd.h>
 
 static char output[65536];
+static bool in_memory;
+
+void work_in_memory(bool yes)
+{
+    in_memory = yes;
+}
+
+const char *work_dir(void)
+{
+    return in_memory ? test_memory_dir() : test_dir();
+}
+
+const char *work_path(const char *name)
+{
+    return test_text("%s/%s", work_dir(), name);
+}
 
 static int vrun(const char *fmt, va_list ap)
 {
     CLEANUP(free) char *command = xvasprintf(fmt, ap);
-    CLEANUP(free) char *all = xasprintf("cd %s && (%s) >output.txt 2>&1", test_dir(), command);
+    CLEANUP(free) char *all = xasprintf("cd %s && (%s) >output.txt 2>&1", work_dir(), command);
     int status = system(all);
-    FILE *f = fopen(test_path("output.txt"), "r");
+    FILE *f = fopen(work_path("output.txt"), "r");
 
     assert_non_null(f);
     output[fread(output, 1, sizeof(output) - 1, f)] = 0;
@@ -72,8 +88,8 @@ void co_make_image(const char *name, const struct qcow2_create_opts *o)
     struct err err = ERR_INIT;
     struct node *file;
 
-    make_file(test_path(name), 0);
-    file = co_test_open("{'driver': 'file', 'filename': '%s'}", test_path(name));
+    make_file(work_path(name), 0);
+    file = co_test_open("{'driver': 'file', 'filename': '%s'}", work_path(name));
     if (!co_qcow2_create(file, o, &err))
         fail_msg("%s", err.text);
     co_node_unref(file);
@@ -82,5 +98,5 @@ void co_make_image(const char *name, const struct qcow2_create_opts *o)
 struct node *co_open_image(const char *name, const char *more)
 {
     return co_test_open("{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': '%s'}%s}",
-                        test_path(name), more);
+                        work_path(name), more);
 }

@@ -9,7 +9,12 @@
 #include "drivers_test.h"
 #include "drivers/qcow2/create.h"
 
-/* Run a shell command in test_dir(); its exit status. What it prints goes to a
+/* Where the images of a test are: on a disk, or in memory for tests that flush a lot. */
+void work_in_memory(bool yes);
+const char *work_dir(void);
+const char *work_path(const char *name);
+
+/* Run a shell command in work_dir(); its exit status. What it prints goes to a
  * file that run_output gives. */
 int run(const char *fmt, ...) PRINTF_LIKE(1, 2);
 /* The same, which must succeed. */
@@ -24,7 +29,7 @@ void expect_same(const char *image, const char *raw);
 /* Make an image with co_qcow2_create. */
 void co_make_image(const char *name, const struct qcow2_create_opts *o);
 
-/* Open the image @name of test_dir() over driver file; @more is further options of
+/* Open the image @name of work_dir() over driver file; @more is further options of
  * the qcow2 node, beginning with a comma, or "". */
 struct node *co_open_image(const char *name, const char *more);
 

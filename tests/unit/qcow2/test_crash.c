@@ -64,7 +64,7 @@ static struct op *find_op(struct record *r, uint64_t id)
 
 static unsigned char *load_file(const char *name, size_t *ret_len)
 {
-    int fd = open(test_path(name), O_RDONLY | O_CLOEXEC);
+    int fd = open(work_path(name), O_RDONLY | O_CLOEXEC);
     off_t len = lseek(fd, 0, SEEK_END);
     unsigned char *bytes = xmalloc((size_t)len + 1);
 
@@ -183,7 +183,7 @@ static void replay(const struct record *r, size_t cut, uint64_t *seed)
     int fd;
 
     must_run("cp before.qcow2 crashed.qcow2");
-    fd = open(test_path("crashed.qcow2"), O_RDWR | O_CLOEXEC);
+    fd = open(work_path("crashed.qcow2"), O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
     for (size_t i = 0; i < r->n_ops && r->ops[i].begin <= cut; i++) {
         const struct op *op = &r->ops[i];
@@ -257,8 +257,8 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
         co_fill_and_snapshot(&m);
     must_run("cp model.qcow2 before.qcow2");
     m.node = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', 'file': "
-                          "{'driver': 'file', 'filename': '%s'}}%s}", test_path("record"),
-                          test_path("model.qcow2"), shape->options);
+                          "{'driver': 'file', 'filename': '%s'}}%s}", work_path("record"),
+                          work_path("model.qcow2"), shape->options);
     end_phase(&m, &phases[0]);
     for (int i = 1; i <= PHASES; i++) {
         free(MOVE(m.touched));
@@ -308,5 +308,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_power_cut_leaks_clusters_at_worst),
     };
 
+    work_in_memory(true);
     return drivers_test_main(argc, argv, "qcow2 crash", tests, ARRAY_SIZE(tests));
 }

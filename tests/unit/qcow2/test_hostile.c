@@ -35,14 +35,14 @@ static void set64(uint64_t at, uint64_t v)
     uint8_t buf[8];
 
     store_be64(buf, v);
-    file_write(test_path("h.qcow2"), at, buf, sizeof(buf));
+    file_write(work_path("h.qcow2"), at, buf, sizeof(buf));
 }
 
 static uint64_t get64(uint64_t at)
 {
     uint8_t buf[8];
 
-    file_read(test_path("h.qcow2"), at, buf, sizeof(buf));
+    file_read(work_path("h.qcow2"), at, buf, sizeof(buf));
     return load_be64(buf);
 }
 
@@ -63,7 +63,7 @@ static int co_try_read(struct node *n, uint64_t off, uint64_t len)
 static void co_refused(const char *words, bool read_only)
 {
     co_open_refused(words, "{'driver': 'qcow2', 'read-only': %s, 'file': {'driver': 'file', "
-                    "'filename': '%s'}}", read_only ? "true" : "false", test_path("h.qcow2"));
+                    "'filename': '%s'}}", read_only ? "true" : "false", work_path("h.qcow2"));
 }
 
 /* ---- entries -------------------------------------------------------------------------------- */
@@ -106,7 +106,7 @@ CO_TEST(metadata_is_never_written_as_data)
 
         co_make();
         set64(L2 + 8, COPIED | places[i]);
-        file_read(test_path("h.qcow2"), places[i], before, CLUSTER);
+        file_read(work_path("h.qcow2"), places[i], before, CLUSTER);
         n = co_open_image("h.qcow2", "");
         /* The guest can read what it could read anyway: the image is its own. */
         assert_int_equal(co_try_read(n, CLUSTER, CLUSTER), 0);
@@ -116,7 +116,7 @@ CO_TEST(metadata_is_never_written_as_data)
         assert_int_equal(co_node_discard(n, 0, CLUSTER), 0);
         co_expect(n, 0, CLUSTER, 1);
         co_node_unref(n);
-        file_read(test_path("h.qcow2"), places[i], after, CLUSTER);
+        file_read(work_path("h.qcow2"), places[i], after, CLUSTER);
         assert_memory_equal(before, after, CLUSTER);
         co_refused("marked corrupt", false);
         n = co_open_image("h.qcow2", ", 'read-only': true");
@@ -145,7 +145,7 @@ CO_TEST(refcounts_that_call_metadata_free_do_no_harm)
 
     co_make();
     /* The refcount of the L1 table's cluster. */
-    file_write(test_path("h.qcow2"), REFBLOCK + 3 * 2, zero, 2);
+    file_write(work_path("h.qcow2"), REFBLOCK + 3 * 2, zero, 2);
     n = co_open_image("h.qcow2", "");
     assert_int_equal(co_try_write(n, 10 * CLUSTER, 512), -EIO);
     assert_int_equal(co_try_write(n, 11 * CLUSTER, 512), -EIO);
@@ -294,11 +294,11 @@ CO_TEST(an_unknown_feature_is_refused_by_name)
 
 CO_TEST(what_is_no_image)
 {
-    make_file(test_path("h.qcow2"), 0);
+    make_file(work_path("h.qcow2"), 0);
     co_refused("not in qcow2 format", true);
-    make_file(test_path("h.qcow2"), 3);
+    make_file(work_path("h.qcow2"), 3);
     co_refused("not in qcow2 format", true);
-    make_file(test_path("h.qcow2"), MiB);
+    make_file(work_path("h.qcow2"), MiB);
     co_refused("not in qcow2 format", false);
     co_make();
     must_run("truncate -s 100 h.qcow2");

@@ -59,6 +59,7 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
     struct model model;
     bool snapshot = shape->refcount_bits > 1;
 
+    work_in_memory(!strstr(shape->options, "direct"));
     co_model_init(&model, shape, seed);
     for (int session = 0; session < 2; session++) {
         if (session == 1 && snapshot)

@@ -27,8 +27,8 @@ static void make_source(void)
                                         : (unsigned char)test_random(&seed, 256);
         off += len;
     }
-    make_file(test_path("src.raw"), 0);
-    file_write(test_path("src.raw"), 0, shadow, SIZE);
+    make_file(work_path("src.raw"), 0);
+    file_write(work_path("src.raw"), 0, shadow, SIZE);
 }
 
 static void co_expect_shadow(struct node *n, uint64_t step)
@@ -68,8 +68,8 @@ static void co_use(const char *name)
     co_expect_shadow(n, SIZE);
     co_node_unref(n);
     expect_clean(name, false);
-    make_file(test_path("shadow.raw"), 0);
-    file_write(test_path("shadow.raw"), 0, shadow, SIZE);
+    make_file(work_path("shadow.raw"), 0);
+    file_write(work_path("shadow.raw"), 0, shadow, SIZE);
     expect_same(name, "shadow.raw");
     free(MOVE(shadow));
 }
@@ -179,7 +179,7 @@ CO_TEST(a_compressed_cluster_is_unpacked_once)
     must_run("truncate -s %llu src.raw && qemu-io -f raw -c 'write -P 5 0 6M' src.raw && "
              "qemu-img convert -c -f raw -O qcow2 src.raw p.qcow2", SIZE);
     fault = co_test_open("{'driver': 'fault', 'node-name': 'f', 'file': {'driver': 'file', "
-                         "'filename': '%s'}}", test_path("p.qcow2"));
+                         "'filename': '%s'}}", work_path("p.qcow2"));
     n = co_test_open("{'driver': 'qcow2', 'read-only': true, 'file': 'f'}");
     uint64_t before = fault_count(fault, FAULT_READ);
 

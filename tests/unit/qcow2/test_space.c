@@ -17,7 +17,7 @@ static struct node *co_open_over_fault(const char *more)
 {
     fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'discard': 'unmap', "
                          "'file': {'driver': 'file', "
-                         "'filename': '%s'}}", test_path("i.qcow2"));
+                         "'filename': '%s'}}", work_path("i.qcow2"));
     return co_test_open("{'driver': 'qcow2', 'file': 'fault'%s}", more);
 }
 
@@ -262,14 +262,14 @@ CO_TEST(discarded_clusters_are_punched_out_of_the_file)
 
     co_fill(n, 0, 4 * MiB, 1);
     assert_int_equal(co_node_flush(n), 0);
-    assert_int_equal(stat(test_path("i.qcow2"), &before), 0);
+    assert_int_equal(stat(work_path("i.qcow2"), &before), 0);
     assert_int_equal(co_node_discard(n, 0, 3 * MiB), 0);
     assert_int_equal(co_node_flush(n), 0);
     while (fault_count(fault, FAULT_DISCARD) == 0)
         co_yield();
     co_sleep(20 * NSEC_PER_MSEC);
     assert_int_equal(fault_count(fault, FAULT_DISCARD), 1);
-    assert_int_equal(stat(test_path("i.qcow2"), &after), 0);
+    assert_int_equal(stat(work_path("i.qcow2"), &after), 0);
     assert_true(after.st_blocks + 5000 < before.st_blocks);
     co_close(n);
 }
@@ -336,7 +336,7 @@ CO_TEST(a_full_file_is_enospc_until_freed_clusters_are_flushed)
     must_run("truncate -s 1M i.qcow2");
     fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'file': {'driver': 'raw', "
                          "'size': 1048576, 'file': {'driver': 'file', 'filename': '%s'}}}",
-                         test_path("i.qcow2"));
+                         work_path("i.qcow2"));
     n = co_test_open("{'driver': 'qcow2', 'discard': 'unmap', 'file': 'fault'}");
 
     uint64_t fits = 0;
@@ -359,10 +359,10 @@ CO_TEST(the_file_is_cut_to_its_last_cluster_on_closing)
     struct stat st;
 
     co_fill(n, 0, CLUSTER, 1);
-    assert_int_equal(stat(test_path("i.qcow2"), &st), 0);
+    assert_int_equal(stat(work_path("i.qcow2"), &st), 0);
     assert_true(st.st_size > (off_t)MiB);
     co_close(n);
-    assert_int_equal(stat(test_path("i.qcow2"), &st), 0);
+    assert_int_equal(stat(work_path("i.qcow2"), &st), 0);
     assert_int_equal(st.st_size, 6 * CLUSTER);
 }
 
