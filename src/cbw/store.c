@@ -3,40 +3,19 @@
  * The scratch store. Released file space is punched by one coroutine that works
  * off a bitmap, so that any number of releases costs one hole each time round;
  * bytes of the file count as used until the hole is there, because until then
- * they are.
+ * they are. Memory that fills up is moved to the file by another (spill.c).
  */
-#include "cbw/store.h"
-#include "base/bitmap.h"
+#include "cbw/store_impl.h"
 #include "base/iov.h"
 #include "base/mem.h"
-#include "cbw/view.h"
 #include "loop/co_io.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define GRANULE ((uint64_t)VIEW_GRANULE)
 #define INLINE_CLOSE_BYTES (1 * MiB)   /* more than this is freed in a worker */
 #define INLINE_COPY_BYTES (64 * KiB)   /* more than this is copied in a worker */
-
-struct store {
-    /* Never changed. */
-    uint64_t size;
-    uint64_t limit;
-    int memory_fd, file_fd;            /* -1: no such tier */
-    unsigned file_hints;               /* enum io_hint */
-
-    uint64_t memory_max;               /* lowered when the system has no more to give */
-    uint64_t memory_used, file_used;
-    uint64_t reserved;
-    struct bitmap *stored;             /* kept in a tier */
-    struct bitmap *in_file;            /* subset of stored: in the file, else in memory */
-    struct bitmap *punch;              /* released in the file, no hole yet */
-    struct waitq space;                /* woken when bytes come free */
-    bool punching;                     /* the coroutine runs; it frees a store that is dead */
-    bool dead;
-};
 
 /* ---- opening ------------------------------------------------------------- */
 
@@ -159,8 +138,8 @@ void store_free(struct store *s)
     if (!s)
         return;
     s->dead = true;
-    if (s->punching)
-        return;
+    if (s->punching || s->spilling)
+        return;    /* whoever ends last comes here again */
     close_tier(s->memory_fd, s->memory_used);
     close_tier(s->file_fd, s->file_used);
     bitmap_free(s->stored);
@@ -173,7 +152,8 @@ void store_free(struct store *s)
 
 uint64_t store_reserve(struct store *s, uint64_t want)
 {
-    uint64_t taken = s->memory_used + s->file_used + s->reserved;
+    /* What is being moved counts in both tiers, and is there once. */
+    uint64_t taken = s->memory_used + s->file_used - s->moving + s->reserved;
     uint64_t room = taken < s->limit ? s->limit - taken : 0;
 
     assert(is_aligned(want, GRANULE));
@@ -222,8 +202,6 @@ static int co_tier_write(struct store *s, bool in_file, uint64_t off, uint64_t l
     return 0;
 }
 
-#define PUNCH (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
-
 static void memory_punch(struct store *s, uint64_t off, uint64_t len, uint64_t used)
 {
     /* Cannot fail on a memfd without seals but for EINTR. */
@@ -248,6 +226,7 @@ static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint
         if (r == 0) {
             bitmap_set(s->stored, off / GRANULE, n / GRANULE);
             *len = n;
+            store_spill_if_full(s);
             return 0;
         }
         memory_punch(s, off, n, n);
@@ -356,24 +335,39 @@ static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t le
     return 0;
 }
 
+/* Read the run at the beginning of [off, off+len) that lies in one tier; gives its
+ * length, or 0 to look again: while a worker read memory, the granules may have been
+ * moved to the file. The bit is set before the memory is given back, so it is
+ * enough to look at it after the read. */
+static int co_run_read(struct store *s, uint64_t off, uint64_t *len, const struct iovec *iov,
+                       int niov, uint64_t at)
+{
+    uint64_t bit = off / GRANULE, end = div_round_up(off + *len, GRANULE);
+    bool in_file = bitmap_test(s->in_file, bit);
+    int r;
+
+    end = MIN(end, in_file ? bitmap_next_clear(s->in_file, bit)
+                           : bitmap_next_set(s->in_file, bit));
+    *len = MIN(*len, end * GRANULE - off);
+    r = co_tier_read(s, in_file, off, *len, iov, niov, at);
+    if (r == 0 && !in_file && bitmap_any_set(s->in_file, bit, end - bit))
+        *len = 0;
+    return r;
+}
+
 int co_store_readv(struct store *s, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
                    uint64_t at)
 {
     uint64_t end = off + len;
 
     while (off < end) {
-        uint64_t n, bit = off / GRANULE;
-        int r;
+        uint64_t n;
 
         if (!store_has(s, off, end - off, &n)) {
             iov_zero(iov, niov, at, n);
         } else {
-            bool in_file = bitmap_test(s->in_file, bit);
-            uint64_t tier_end = in_file ? bitmap_next_clear(s->in_file, bit)
-                                        : bitmap_next_set(s->in_file, bit);
+            int r = co_run_read(s, off, &n, iov, niov, at);
 
-            n = MIN(n, tier_end * GRANULE - off);
-            r = co_tier_read(s, in_file, off, n, iov, niov, at);
             if (r < 0)
                 return r;
         }
@@ -403,18 +397,23 @@ static void co_punch_file(void *arg)
         store_free(s);
 }
 
+void store_punch_file(struct store *s, uint64_t first, uint64_t n)
+{
+    bitmap_set(s->punch, first, n);
+    if (!s->punching) {
+        s->punching = true;
+        co_start(co_punch_file, s);
+    }
+}
+
 static void release_file(struct store *s, uint64_t first, uint64_t n)
 {
     uint64_t end = first + n, run;
 
     while (first < end && bitmap_next_range(s->in_file, first, end - first, &first, &run) &&
            first < end) {
-        bitmap_set(s->punch, first, MIN(run, end - first));
+        store_punch_file(s, first, MIN(run, end - first));
         first += run;
-    }
-    if (!s->punching) {
-        s->punching = true;
-        co_start(co_punch_file, s);
     }
 }
 
