@@ -95,26 +95,32 @@ static enum nbd_next co_next_option(struct nbd_handshake *hs, bool fixed)
     return next;
 }
 
+/* The greeting, and the flags that the client answers with. */
+static bool co_greet(struct nbd_handshake *hs, uint32_t *ret_flags)
+{
+    uint8_t greeting[NBD_GREETING_BYTES], raw[NBD_CLIENT_FLAGS_BYTES];
+
+    nbd_put_greeting(greeting, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    strbuf_addn(&hs->out, (const char *)greeting, sizeof(greeting));
+    if (co_nbd_hs_flush(hs) < 0 || co_stream_read(hs->conn->stream, raw, sizeof(raw)) < 0)
+        return false;
+    *ret_flags = nbd_get_client_flags(raw);
+    /* "the server MUST drop the TCP connection if the client sets an unknown flag" */
+    return !(*ret_flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES));
+}
+
 bool co_nbd_handshake(struct nbd_conn *c)
 {
     struct nbd_handshake hs = { .conn = c, .out = STRBUF_INIT };
-    uint8_t greeting[NBD_GREETING_BYTES], raw_flags[NBD_CLIENT_FLAGS_BYTES];
-    enum nbd_next next = NBD_NEXT_OPTION;
+    enum nbd_next next = NBD_NEXT_CLOSE;
     uint32_t flags;
 
-    nbd_put_greeting(greeting, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    strbuf_addn(&hs.out, (const char *)greeting, sizeof(greeting));
-    if (co_nbd_hs_flush(&hs) < 0 || co_stream_read(c->stream, raw_flags, sizeof(raw_flags)) < 0)
-        next = NBD_NEXT_CLOSE;
-    if (next == NBD_NEXT_OPTION) {
-        flags = nbd_get_client_flags(raw_flags);
+    if (co_greet(&hs, &flags)) {
         c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
-        /* "the server MUST drop the TCP connection if the client sets an unknown flag" */
-        if (flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES))
-            next = NBD_NEXT_CLOSE;
+        do {
+            next = co_next_option(&hs, flags & NBD_FLAG_FIXED_NEWSTYLE);
+        } while (next == NBD_NEXT_OPTION);
     }
-    while (next == NBD_NEXT_OPTION)
-        next = co_next_option(&hs, flags & NBD_FLAG_FIXED_NEWSTYLE);
     strbuf_done(&hs.out);
     return next == NBD_NEXT_TRANSMIT;
 }

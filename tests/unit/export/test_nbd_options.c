@@ -44,6 +44,15 @@ static void co_expect_refusal(uint32_t option, uint32_t len, uint32_t error)
     assert_true(reply.len > 0);   /* a text for people */
 }
 
+static void co_go_to_disk(void)
+{
+    co_option(&client, NBD_OPT_GO, data, put_go(data, "disk"));
+    do {
+        co_option_reply(&client, NBD_OPT_GO, &reply);
+    } while (reply.type == NBD_REP_INFO);
+    assert_int_equal(reply.type, NBD_REP_ACK);
+}
+
 /* ---- what they do ------------------------------------------------------- */
 
 static void info_body(void)
@@ -272,11 +281,7 @@ static void other_export_body(void)
               put_meta(data, "second", "base:allocation"));
     co_expect_option_reply(&client, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT);
     co_expect_option_reply(&client, NBD_OPT_SET_META_CONTEXT, NBD_REP_ACK);
-    co_option(&client, NBD_OPT_GO, data, put_go(data, "disk"));
-    do {
-        co_option_reply(&client, NBD_OPT_GO, &reply);
-    } while (reply.type == NBD_REP_INFO);
-    assert_int_equal(reply.type, NBD_REP_ACK);
+    co_go_to_disk();
     co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 7, 0, 4096);
     assert_int_equal(co_error_chunk(&client, 7), 22);
     co_end();
@@ -285,6 +290,27 @@ static void other_export_body(void)
 static void contexts_hold_for_their_export_only(void **state)
 {
     in_loop(other_export_body);
+}
+
+/* "Issuing this command replaces all previously-set metadata contexts." */
+static void deselected_body(void)
+{
+    co_begin();
+    co_expect_alive();
+    co_option(&client, NBD_OPT_SET_META_CONTEXT, data, put_meta(data, "disk", "base:allocation"));
+    co_expect_option_reply(&client, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT);
+    co_expect_option_reply(&client, NBD_OPT_SET_META_CONTEXT, NBD_REP_ACK);
+    co_option(&client, NBD_OPT_SET_META_CONTEXT, data, put_meta(data, "disk", "qemu:other"));
+    co_expect_option_reply(&client, NBD_OPT_SET_META_CONTEXT, NBD_REP_ACK);
+    co_go_to_disk();
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 7, 0, 4096);
+    assert_int_equal(co_error_chunk(&client, 7), 22);
+    co_end();
+}
+
+static void selecting_again_replaces(void **state)
+{
+    in_loop(deselected_body);
 }
 
 static void abort_body(void)
@@ -410,6 +436,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_empty_name_means_the_only_export),
         cmocka_unit_test(contexts_are_listed_and_selected),
         cmocka_unit_test(contexts_hold_for_their_export_only),
+        cmocka_unit_test(selecting_again_replaces),
         cmocka_unit_test(abort_is_acknowledged),
         cmocka_unit_test(refusals_name_what_is_wrong),
         cmocka_unit_test(data_of_any_wrong_length_is_refused),

@@ -251,6 +251,8 @@ static void status_body(void)
     static const uint32_t hole = NBD_STATE_HOLE | NBD_STATE_ZERO;
 
     co_begin(true);
+    /* Two kinds of nothing, which are one extent. */
+    co_rig_fill(&rig, 4096, 8192, MEM_IS_ABSENT, 0);
     co_rig_fill(&rig, 65536, 65536, MEM_IS_DATA, 1);
     co_rig_fill(&rig, 262144, 512, MEM_IS_DATA, 0);
     co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 1, 0, 1 * MiB);
