@@ -186,7 +186,7 @@ static int co_take_request(struct nbd_tx *tx, const struct nbd_request *rq)
         nbd_reply(s, error);
         return r;
     }
-    if (rq->type == NBD_CMD_WRITE)
+    if (rq->type == NBD_CMD_WRITE && rq->length)
         r = co_read_data(s);
     if (r < 0) {
         nbd_slot_free(s);

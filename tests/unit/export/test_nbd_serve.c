@@ -49,6 +49,8 @@ static void simple_body(void)
     co_expect_bytes(1, 0);
     co_request(&client, NBD_CMD_READ, 0, 3, 0, 0);
     assert_int_equal(co_simple_reply(&client, 3), 0);
+    co_request(&client, NBD_CMD_WRITE, 0, 4, DISK_BYTES, 0);
+    assert_int_equal(co_simple_reply(&client, 4), 0);
     expect_silence(&client);
     co_end();
 }
