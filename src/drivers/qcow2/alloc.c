@@ -20,7 +20,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2.h"
 
-/* ---- claims ---------------------------------------------------------------------------- */
+/* ---- claims -------------------------------------------------------------- */
 
 enum claim_state { CLAIM_OPEN, CLAIM_LINKED, CLAIM_FAILED };
 
@@ -87,7 +87,7 @@ bool co_qcow2_wait_claim(struct qcow2 *s, uint64_t first, uint32_t *n)
     return true;
 }
 
-/* ---- a run of data ----------------------------------------------------------------------- */
+/* ---- a run of data ------------------------------------------------------- */
 
 /* What is being written, and how far that has come. */
 struct run {
@@ -112,10 +112,10 @@ static const struct iovec *run_slice(struct run *run, uint64_t len, int *ret_nio
     return run->part;
 }
 
-/* ---- in place ------------------------------------------------------------------------------ */
+/* ---- in place ------------------------------------------------------------ */
 
-/* Whether an L2 entry may say that these bytes are the guest's own. A cluster
- * behind the end of the file cannot be in use. */
+/* Whether an L2 entry may say that these bytes are the guest's own (I-Q8). A
+ * cluster behind the end of the file cannot be in use. */
 static bool own_bytes(const struct qcow2 *s, uint64_t host, uint64_t len)
 {
     return !qcow2_is_metadata(s, host, len) &&
@@ -136,7 +136,7 @@ static int co_overwrite(struct qcow2 *s, uint64_t host, uint64_t len, const stru
     return co_node_pwritev(s->file, host, len, iov, niov, flags & REQ_BULK);
 }
 
-/* ---- into new clusters ------------------------------------------------------------------------ */
+/* ---- into new clusters --------------------------------------------------- */
 
 /* Host clusters for the claim, which shrinks if there are fewer in one piece. */
 static int co_claim_space(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
@@ -303,7 +303,7 @@ int co_qcow2_write_run(struct qcow2 *s, uint64_t off, uint64_t len, const struct
     return r;
 }
 
-/* ---- a request ------------------------------------------------------------------------------ */
+/* ---- a request ----------------------------------------------------------- */
 
 static int co_write_piece(struct qcow2 *s, const struct qcow2_extent *e, uint64_t off,
                           uint64_t len, const struct iovec *iov, int niov, unsigned flags)

@@ -33,7 +33,7 @@ static bool check_format(const struct qcow2_header *h, struct err *err)
     return true;
 }
 
-/* ---- resolving: in a worker ------------------------------------------------------------------ */
+/* ---- resolving: in a worker ---------------------------------------------- */
 
 struct resolving {
     const char *image, *backing;
@@ -91,7 +91,7 @@ static char *co_resolve_name(struct qcow2 *s, struct err *err)
     return job.path;
 }
 
-/* ---- opening ---------------------------------------------------------------------------------- */
+/* ---- opening ------------------------------------------------------------- */
 
 static bool co_open_path(struct qcow2 *s, const char *path, struct err *err)
 {

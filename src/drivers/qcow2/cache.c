@@ -80,7 +80,7 @@ uint32_t qcow2_cache_slice_bytes(const struct qcow2_cache *c)
     return c->slice_bytes;
 }
 
-/* ---- finding ------------------------------------------------------------------- */
+/* ---- finding ------------------------------------------------------------- */
 
 static struct entry **bucket(const struct qcow2_cache *c, uint64_t off)
 {
@@ -118,7 +118,7 @@ const void *qcow2_cache_find(struct qcow2_cache *c, uint64_t off)
     return e->data;
 }
 
-/* ---- coming and going ------------------------------------------------------------ */
+/* ---- coming and going ---------------------------------------------------- */
 
 static void insert(struct qcow2_cache *c, struct entry *e)
 {
@@ -309,7 +309,7 @@ void qcow2_cache_drop(struct qcow2_cache *c, uint64_t off, uint64_t len)
     }
 }
 
-/* ---- writing back ------------------------------------------------------------------ */
+/* ---- writing back -------------------------------------------------------- */
 
 bool qcow2_cache_is_dirty(const struct qcow2_cache *c)
 {

@@ -63,7 +63,7 @@ MUST_CHECK int qcow2_cache_modify(struct qcow2_cache *c, uint64_t off, void **re
  * any more, or not yet. None of them is frozen, unless it is clean beside. */
 void qcow2_cache_drop(struct qcow2_cache *c, uint64_t off, uint64_t len);
 
-/* ---- writing back ------------------------------------------------------------- */
+/* ---- writing back -------------------------------------------------------- */
 
 /* Whether a write-back would have anything to do, or one is going on. */
 bool qcow2_cache_is_dirty(const struct qcow2_cache *c);

@@ -56,7 +56,7 @@ void qcow2_unpacker_drop(struct qcow2 *s, uint64_t first, uint32_t n)
     }
 }
 
-/* ---- unpacking: in a worker ----------------------------------------------------------------- */
+/* ---- unpacking: in a worker ---------------------------------------------- */
 
 struct job {
     const void *packed;
@@ -112,7 +112,7 @@ static int unpack(void *arg)
     return job->type == QCOW2_COMPRESSION_ZSTD ? unpack_zstd(job) : unpack_zlib(job);
 }
 
-/* ---- slots ---------------------------------------------------------------------------------- */
+/* ---- slots --------------------------------------------------------------- */
 
 static struct slot *find_slot(struct qcow2_unpacker *u, const struct qcow2_l2_entry *e)
 {

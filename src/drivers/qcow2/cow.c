@@ -41,7 +41,7 @@ static int co_write_data(struct qcow2 *s, const struct qcow2_fill *f)
                            f->flags);
 }
 
-/* ---- zeros around it ------------------------------------------------------------------------- */
+/* ---- zeros around it ----------------------------------------------------- */
 
 /* Entries for @len bytes of zeros; with @v NULL only their number. */
 static int add_zeros(struct iovec *v, uint64_t len)
@@ -82,7 +82,7 @@ static int co_fill_zeros(struct qcow2 *s, const struct qcow2_fill *f)
     return co_node_pwritev(s->file, f->host, f->n * s->cluster_size, v, n, f->flags);
 }
 
-/* ---- what the guest reads around it --------------------------------------------------------- */
+/* ---- what the guest reads around it -------------------------------------- */
 
 /* Into @buf; zeros for what lies beyond the end of the disk. */
 static int co_read_around(struct qcow2 *s, uint64_t off, uint64_t len, void *buf, unsigned flags)

@@ -38,7 +38,7 @@ static struct layout plan(uint32_t cluster_bits, uint32_t order, uint64_t l1_ent
     }
 }
 
-/* ---- the options ------------------------------------------------------------------------------ */
+/* ---- the options --------------------------------------------------------- */
 
 static bool fill_header(const struct qcow2_create_opts *o, struct qcow2_header *h, struct err *err)
 {
@@ -90,7 +90,7 @@ static bool fill_backing(const struct qcow2_create_opts *o, struct qcow2_header 
     return true;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------- */
+/* ---- writing ------------------------------------------------------------- */
 
 /* Room for the image, reading as zero. */
 static bool co_prepare_file(struct node *file, const struct layout *l, struct err *err)

@@ -112,7 +112,7 @@ static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t f
     return 0;
 }
 
-/* ---- ends inside a cluster --------------------------------------------------------------------- */
+/* ---- ends inside a cluster ----------------------------------------------- */
 
 static int co_write_zero_data(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -147,7 +147,7 @@ static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned fl
     return r;
 }
 
-/* ---- the two operations ------------------------------------------------------------------------ */
+/* ---- the two operations -------------------------------------------------- */
 
 /* The whole clusters of a range; the last of the disk counts as whole. */
 static void whole_clusters(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *ret_first,

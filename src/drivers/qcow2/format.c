@@ -25,7 +25,7 @@ static const char *const incompat_names[] = {
 
 static_assert(QCOW2_BACKING_FILE_MAX == LIMIT_QCOW2_BACKING_NAME, "one number, two names");
 
-/* ---- the fixed part ----------------------------------------------------------- */
+/* ---- the fixed part ------------------------------------------------------ */
 
 static void parse_fields(const uint8_t *p, size_t len, struct qcow2_header *h)
 {
@@ -120,7 +120,7 @@ static bool check_tables(const struct qcow2_header *h, struct err *err)
     return true;
 }
 
-/* ---- header extensions ---------------------------------------------------------- */
+/* ---- header extensions --------------------------------------------------- */
 
 struct extensions {
     const uint8_t *names;      /* feature name table */
@@ -170,7 +170,7 @@ static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header
     return true;
 }
 
-/* ---- features --------------------------------------------------------------------- */
+/* ---- features ------------------------------------------------------------ */
 
 /* The name of incompatible feature @bit: the image's own word for it if it has
  * one, with what does not print replaced. */
@@ -215,7 +215,7 @@ static bool check_features(const struct qcow2_header *h, const struct extensions
     return true;
 }
 
-/* ---- the whole ---------------------------------------------------------------------- */
+/* ---- the whole ----------------------------------------------------------- */
 
 uint32_t qcow2_peek_cluster_size(const void *buf, size_t len)
 {
@@ -333,7 +333,7 @@ uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits)
     return div_round_up(size, 1ULL << (2 * cluster_bits - 3));
 }
 
-/* ---- refcounts ------------------------------------------------------------------------ */
+/* ---- refcounts ----------------------------------------------------------- */
 
 uint64_t qcow2_refcount_get(const void *block, unsigned order, size_t i)
 {

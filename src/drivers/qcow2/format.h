@@ -80,7 +80,7 @@ MUST_CHECK bool qcow2_header_write(const struct qcow2_header *h, void *buf, stru
 /* L1 entries that a disk of @size bytes needs. */
 uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits);
 
-/* ---- geometry: what the entries below are checked against ------------------ */
+/* ---- geometry: what the entries below are checked against ---------------- */
 
 struct qcow2_geometry {
     uint8_t cluster_bits;
@@ -94,7 +94,7 @@ static inline uint64_t qcow2_cluster_size(const struct qcow2_geometry *g)
     return 1ULL << g->cluster_bits;
 }
 
-/* ---- Cluster mapping ---------------------------------------------------------- */
+/* ---- Cluster mapping ----------------------------------------------------- */
 
 #define QCOW2_OFFSET_MASK 0x00fffffffffffe00ULL   /* bits 9-55 */
 #define QCOW2_COPIED (1ULL << 63)
@@ -187,7 +187,7 @@ static inline uint64_t qcow2_compressed_clusters(const struct qcow2_geometry *g,
     return first;
 }
 
-/* ---- Host cluster management ---------------------------------------------------- */
+/* ---- Host cluster management --------------------------------------------- */
 
 /* "Refcount table entry": the offset of the refcount block, 0 for none. */
 MUST_CHECK static inline bool qcow2_reftable_decode(const struct qcow2_geometry *g, uint64_t v,

@@ -33,7 +33,7 @@ int co_qcow2_mark_corrupt(struct qcow2 *s)
     int r = co_write_u64_field(s, QCOW2_FIELD_INCOMPATIBLE, s->header.incompatible);
 
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     return r < 0 ? r : -EIO;
 }
 
@@ -50,7 +50,7 @@ int co_qcow2_begin_write(struct qcow2 *s)
         /* I-Q6: on disk before anything else is changed. */
         r = co_write_u64_field(s, QCOW2_FIELD_AUTOCLEAR, 0);
         if (r == 0)
-            r = co_node_flush(s->file);
+            r = co_qcow2_flush_file(s);
         if (r == 0)
             s->header.autoclear = 0;
     }

@@ -9,7 +9,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2.h"
 
-/* ---- pieces ------------------------------------------------------------------------------ */
+/* ---- pieces -------------------------------------------------------------- */
 
 struct piece {
     struct qcow2_pieces *p;
@@ -63,7 +63,7 @@ int co_qcow2_pieces_wait(struct qcow2_pieces *p)
     return p->result;
 }
 
-/* ---- reading an extent ----------------------------------------------------------------------- */
+/* ---- reading an extent --------------------------------------------------- */
 
 /* What the backing file has of the range; zeros behind its end. */
 static int co_read_backing(struct qcow2 *s, uint64_t off, uint64_t len, const struct iovec *iov,

@@ -7,7 +7,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2.h"
 
-/* ---- the cache's two functions ---------------------------------------------------------- */
+/* ---- the cache's two functions ------------------------------------------- */
 
 static int co_load_slice(void *ctx, uint64_t off, void *buf)
 {
@@ -34,7 +34,7 @@ const struct qcow2_cache_ops qcow2_l2_cache_ops = {
     .co_make_room = co_make_room,
 };
 
-/* ---- finding ------------------------------------------------------------------------------ */
+/* ---- finding ------------------------------------------------------------- */
 
 static inline uint32_t l1_index(const struct qcow2 *s, uint64_t off)
 {
@@ -91,7 +91,7 @@ int co_qcow2_l2_get(struct qcow2 *s, uint64_t off, const void **ret_slice,
     return co_load_for(s, off, ret_slice, ret);
 }
 
-/* ---- making ---------------------------------------------------------------------------------- */
+/* ---- making -------------------------------------------------------------- */
 
 /* Lies on the stack of the maker; the others who need the table wait for it. */
 struct creation {

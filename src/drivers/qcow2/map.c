@@ -70,7 +70,7 @@ int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len, struct qcow2_exten
     return 0;
 }
 
-/* ---- block status ---------------------------------------------------------------------------- */
+/* ---- block status -------------------------------------------------------- */
 
 static unsigned status_flags(const struct qcow2 *s, const struct qcow2_extent *e, uint64_t off)
 {

@@ -15,7 +15,7 @@
 
 #define HEADER_READ_BYTES (64 * KiB)
 
-/* ---- the header ---------------------------------------------------------------------------- */
+/* ---- the header ---------------------------------------------------------- */
 
 static bool co_read_header(struct qcow2 *s, struct err *err)
 {
@@ -46,7 +46,7 @@ static bool check_writable(const struct qcow2_header *h, struct err *err)
     return true;
 }
 
-/* ---- metadata --------------------------------------------------------------------------------- */
+/* ---- metadata ------------------------------------------------------------ */
 
 static bool co_read_table(struct qcow2 *s, struct qcow2_table *t, const char *what, uint64_t off,
                           uint32_t n, struct err *err)
@@ -130,7 +130,7 @@ static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, str
     return map_metadata(s, err);
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------ */
+/* ---- opening and closing ------------------------------------------------- */
 
 static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_options *o)
 {
@@ -264,7 +264,7 @@ static void co_qcow2_detach(struct node *n)
     co_qcow2_quiesce(n->state);
 }
 
-/* ---- what is told of it --------------------------------------------------------------------------- */
+/* ---- what is told of it -------------------------------------------------- */
 
 static void qcow2_get_info(struct node *n, struct node_info *ret)
 {

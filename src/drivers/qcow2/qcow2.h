@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Private to the qcow2 driver: the state of an open image and what its files call
- * of each other, a section a file. docs/qcow2.md tells how it works and numbers
- * the rules of order (I-Q1 ...) that code here cites.
+ * of each other, a section a file. docs/qcow2.md tells how it works,
+ * docs/crash-safety.md has the rules of order (I-Q1 ...) that code here cites.
  *
  * Everything belongs to the node's loop. What is in memory changes only between
  * two suspensions, so a table entry, a refcount and the list of claims agree
@@ -98,7 +98,7 @@ static inline bool qcow2_unallocated_is_zero(const struct qcow2 *s, uint64_t off
     return b ? off >= node_size(b) : !s->names_backing;
 }
 
-/* ---- hostfile.c: bytes of the image file ------------------------------------------ */
+/* ---- hostfile.c: bytes of the image file --------------------------------- */
 
 /* Read data; what lies beyond the end of the file reads as zero (its last cluster
  * need not be whole). */
@@ -113,7 +113,7 @@ MUST_CHECK int co_qcow2_host_grow(struct qcow2 *s, uint64_t end);
 /* On closing: give back what the file was kept ahead. */
 void co_qcow2_host_trim(struct qcow2 *s);
 
-/* ---- header.c ------------------------------------------------------------------------ */
+/* ---- header.c ------------------------------------------------------------ */
 
 /* Before the first write: clear the autoclear features, which we do not keep up
  * to date. 0 when writing is allowed; -EIO for a corrupt image. */
@@ -131,7 +131,7 @@ MUST_CHECK int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size);
 /* Whether the host range touches the header, a table or a refcount block. */
 bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len);
 
-/* ---- refcount.c ------------------------------------------------------------------------ */
+/* ---- refcount.c ---------------------------------------------------------- */
 
 struct qcow2_space {
     uint64_t host;               /* of the first cluster */
@@ -150,14 +150,14 @@ MUST_CHECK int co_qcow2_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *re
 MUST_CHECK int co_qcow2_store_refcounts(struct qcow2 *s);
 extern const struct qcow2_cache_ops qcow2_refcount_cache_ops;
 
-/* ---- reftable.c ---------------------------------------------------------------------- */
+/* ---- reftable.c ---------------------------------------------------------- */
 
 /* Make refcount block @block, and if need be a longer refcount table. */
 MUST_CHECK int co_qcow2_add_refblock(struct qcow2 *s, uint64_t block);
 /* Exactly @n clusters in one piece, for a table; never fresh. */
 MUST_CHECK int co_qcow2_alloc_table(struct qcow2 *s, uint32_t n, uint64_t *ret_host);
 
-/* ---- map.c ------------------------------------------------------------------------------- */
+/* ---- map.c --------------------------------------------------------------- */
 
 struct qcow2_extent {
     enum qcow2_kind kind;
@@ -173,7 +173,7 @@ MUST_CHECK int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len,
                             struct qcow2_extent *ret);
 int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
 
-/* ---- l2.c -------------------------------------------------------------------------------- */
+/* ---- l2.c ---------------------------------------------------------------- */
 
 /* Where the L2 entry of a guest cluster is. */
 struct qcow2_l2_place {
@@ -193,7 +193,7 @@ MUST_CHECK int co_qcow2_l2_get_writable(struct qcow2 *s, uint64_t off,
 void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punch);
 extern const struct qcow2_cache_ops qcow2_l2_cache_ops;
 
-/* ---- alloc.c ------------------------------------------------------------------------- */
+/* ---- alloc.c ------------------------------------------------------------- */
 
 int co_qcow2_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
                      unsigned flags);
@@ -204,7 +204,7 @@ MUST_CHECK int co_qcow2_write_run(struct qcow2 *s, uint64_t off, uint64_t len,
  * is cut to the clusters from there on that no claim is on. */
 bool co_qcow2_wait_claim(struct qcow2 *s, uint64_t first, uint32_t *n);
 
-/* ---- cow.c ------------------------------------------------------------------------------- */
+/* ---- cow.c --------------------------------------------------------------- */
 
 /* A write of guest data to new host clusters, with what surrounds it. */
 struct qcow2_fill {
@@ -221,7 +221,7 @@ MUST_CHECK int co_qcow2_fill(struct qcow2 *s, const struct qcow2_fill *f);
 /* Whether it writes the data only: nothing around it. */
 bool qcow2_fill_is_plain(const struct qcow2 *s, const struct qcow2_fill *f);
 
-/* ---- io.c ------------------------------------------------------------------------------ */
+/* ---- io.c ---------------------------------------------------------------- */
 
 int co_qcow2_preadv(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
                     unsigned flags);
@@ -246,7 +246,7 @@ void co_qcow2_piece(struct qcow2_pieces *p, const struct qcow2_extent *e, uint64
                     const struct iovec *iov, int niov, uint64_t at);
 MUST_CHECK int co_qcow2_pieces_wait(struct qcow2_pieces *p);
 
-/* ---- compress.c ---------------------------------------------------------------------- */
+/* ---- compress.c ---------------------------------------------------------- */
 
 /* Read [at, at+len) of the compressed cluster that @e describes. */
 MUST_CHECK int co_qcow2_read_compressed(struct qcow2 *s, const struct qcow2_l2_entry *e,
@@ -256,7 +256,7 @@ MUST_CHECK int co_qcow2_read_compressed(struct qcow2 *s, const struct qcow2_l2_e
 void qcow2_unpacker_drop(struct qcow2 *s, uint64_t first, uint32_t n);
 void qcow2_unpacker_free(struct qcow2_unpacker *u);
 
-/* ---- discard.c ----------------------------------------------------------------------- */
+/* ---- discard.c ----------------------------------------------------------- */
 
 int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
 int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len);
@@ -267,13 +267,15 @@ extern const uint8_t qcow2_zeros[QCOW2_ZEROS_BYTES];
 /* Make what the guest reads in [off, off+len) zero, where no backing file may show. */
 MUST_CHECK int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len);
 
-/* ---- resize.c ------------------------------------------------------------------------ */
+/* ---- resize.c ------------------------------------------------------------ */
 
 bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err);
 
-/* ---- sync.c ------------------------------------------------------------------------------ */
+/* ---- sync.c -------------------------------------------------------------- */
 
 int co_qcow2_flush(struct node *n);
+/* Flush the image file. Once that has failed it fails for ever (I-Q9). */
+MUST_CHECK int co_qcow2_flush_file(struct qcow2 *s);
 /* Bring all metadata to the disk in the order of I-Q1 .. I-Q4. */
 MUST_CHECK int co_qcow2_sync(struct qcow2 *s);
 /* The same for a caller that holds sync_lock: what is in memory at the call is on
@@ -301,7 +303,7 @@ static inline void qcow2_leave(struct qcow2 *s, unsigned entered)
         waitq_wake_all(&s->drained);
 }
 
-/* ---- backing.c ----------------------------------------------------------------------- */
+/* ---- backing.c ----------------------------------------------------------- */
 
 /* Open the backing file that the header names as the child "backing", as it names
  * it: by its rules (image_dirs.h) and with the format that it says. */

@@ -8,7 +8,7 @@
  */
 #include "drivers/qcow2/qcow2.h"
 
-/* ---- where a refcount is ---------------------------------------------------------------- */
+/* ---- where a refcount is ------------------------------------------------- */
 
 struct place {
     uint64_t slice;              /* host offset of its slice; 0: there is no block */
@@ -36,7 +36,7 @@ static inline uint32_t slice_entries(const struct qcow2 *s)
     return 1U << s->ref_slice_bits;
 }
 
-/* ---- the cache's two functions ------------------------------------------------------------ */
+/* ---- the cache's two functions ------------------------------------------- */
 
 static int co_load_slice(void *ctx, uint64_t off, void *buf)
 {
@@ -90,7 +90,7 @@ int co_qcow2_refcount(struct qcow2 *s, uint64_t cluster, uint64_t *ret)
     return r;
 }
 
-/* ---- giving out --------------------------------------------------------------------------- */
+/* ---- giving out ---------------------------------------------------------- */
 
 /* Take the first free run at or after free_hint, if it lies in the slice @p, which
  * is in the cache. ret->n stays 0 if there is none: the hint is past the slice then. */
@@ -137,7 +137,7 @@ static int co_take_at_hint(struct qcow2 *s, uint32_t want, struct qcow2_space *r
     return take_from_slice(s, &now, slice, want, ret);
 }
 
-/* What was taken in full or not at all: nothing but us knows of it. */
+/* Whether what was taken can be used (I-Q8), and make the file long enough. */
 static int co_check_taken(struct qcow2 *s, struct qcow2_space *space)
 {
     uint64_t bytes = space->n * s->cluster_size, end = space->host + bytes;
@@ -178,7 +178,7 @@ int co_qcow2_alloc(struct qcow2 *s, uint32_t want, struct qcow2_space *ret)
     return 0;
 }
 
-/* ---- taking back --------------------------------------------------------------------------- */
+/* ---- taking back --------------------------------------------------------- */
 
 /* The part of [first, first + n) that lies in one slice, which is in the cache. */
 static int unref_in_slice(struct qcow2 *s, const struct place *p, uint32_t n, bool *ret_corrupt)

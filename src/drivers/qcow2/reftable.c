@@ -34,7 +34,7 @@ static int co_zero_new(struct qcow2 *s, uint64_t host, uint64_t bytes)
     return co_node_write_zeroes(s->file, host, bytes, 0);
 }
 
-/* ---- a block ------------------------------------------------------------------------------ */
+/* ---- a block ------------------------------------------------------------- */
 
 /* Under reftable_lock; the table has an entry for it. */
 static int co_make_block(struct qcow2 *s, uint64_t block)
@@ -66,7 +66,7 @@ static int co_make_block(struct qcow2 *s, uint64_t block)
     return 0;
 }
 
-/* ---- the table ------------------------------------------------------------------------------ */
+/* ---- the table ----------------------------------------------------------- */
 
 /* An area of new clusters at a block's border: its blocks, then @n clusters. */
 struct area {
@@ -171,13 +171,13 @@ static int co_publish_table(struct qcow2 *s, const struct qcow2_table *t)
     if (r == 0)
         r = co_write_new_table(s, t);
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     if (r < 0)
         return r;
     r = co_qcow2_write_reftable_fields(s, t->off,
                                        (uint32_t)(t->n * 8ULL >> s->geo.cluster_bits));
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     if (r < 0)
         qcow2_stop_writing(s);        /* which table counts is not known */
     return r;
@@ -251,7 +251,7 @@ int co_qcow2_add_refblock(struct qcow2 *s, uint64_t block)
     return r;
 }
 
-/* ---- room for other tables ------------------------------------------------------------------ */
+/* ---- room for other tables ----------------------------------------------- */
 
 /* One past the last block that the table names. */
 static uint32_t end_of_blocks(const struct qcow2 *s)

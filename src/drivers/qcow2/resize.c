@@ -42,14 +42,14 @@ static int co_publish_l1(struct qcow2 *s, uint64_t host, uint32_t n)
     if (r == 0)
         r = co_write_l1(s, host, v, n);
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     if (r == 0)
         r = qcow2_table_lengthen(&s->l1, n);
     if (r < 0)
         return r;
     r = co_qcow2_write_l1_fields(s, host, n);
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     if (r < 0) {
         qcow2_stop_writing(s);      /* which table counts is not known */
         return r;
@@ -106,7 +106,7 @@ static int co_set_size(struct qcow2 *s, uint64_t size)
     if (r == 0)
         r = co_qcow2_write_size_field(s, size);
     if (r == 0)
-        r = co_node_flush(s->file);
+        r = co_qcow2_flush_file(s);
     if (r == 0)
         s->node->size = size;
     return r;

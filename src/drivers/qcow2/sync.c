@@ -22,7 +22,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2.h"
 
-/* ---- runs -------------------------------------------------------------------------- */
+/* ---- runs ---------------------------------------------------------------- */
 
 static void runs_add(struct qcow2_runs *runs, const struct qcow2_run *run)
 {
@@ -68,7 +68,7 @@ void qcow2_drop_clusters(struct qcow2 *s, uint64_t first, uint32_t n, bool punch
     runs_add(&s->dropped, &run);
 }
 
-/* ---- the reaper ---------------------------------------------------------------------- */
+/* ---- the reaper ---------------------------------------------------------- */
 
 /* Wait until every request has ended that is under way now. */
 static void co_grace(struct qcow2 *s)
@@ -155,7 +155,7 @@ static void free_runs(struct qcow2 *s, struct qcow2_runs *runs)
     }
 }
 
-/* ---- a write-back --------------------------------------------------------------------- */
+/* ---- a write-back -------------------------------------------------------- */
 
 static int co_write_meta(void *ctx, uint64_t off, const void *buf, uint32_t bytes)
 {
@@ -177,10 +177,9 @@ static int freeze(struct qcow2 *s)
     return 0;
 }
 
-/* After a failure nobody can tell what of all that was written before is there;
- * the next flush might succeed and have lost it. Entries that rely on it are not
- * written any more. */
-static int co_flush_file(struct qcow2 *s)
+/* I-Q9: after a failure nobody can tell what of all that was written before is
+ * there; the next flush might succeed and have lost it. */
+int co_qcow2_flush_file(struct qcow2 *s)
 {
     int r = co_node_flush(s->file);
 
@@ -194,18 +193,18 @@ static int co_write_frozen(struct qcow2 *s)
     int r = co_qcow2_store_refcounts(s);
 
     if (r == 0 && s->reftable.n_frozen) {
-        r = co_flush_file(s);
+        r = co_qcow2_flush_file(s);
         if (r == 0)
             r = co_qcow2_table_write_frozen(&s->reftable, co_write_meta, s);
     }
     if (r == 0 && (s->l1.n_frozen || qcow2_cache_has_frozen(s->l2))) {
-        r = co_flush_file(s);
+        r = co_qcow2_flush_file(s);
         if (r == 0)
             r = co_qcow2_cache_write_frozen(s->l2);
         if (r == 0)
             r = co_qcow2_table_write_frozen(&s->l1, co_write_meta, s);
     }
-    return r < 0 ? r : co_flush_file(s);
+    return r < 0 ? r : co_qcow2_flush_file(s);
 }
 
 int co_qcow2_sync_locked(struct qcow2 *s)
@@ -228,7 +227,7 @@ int co_qcow2_sync_locked(struct qcow2 *s)
     return r;
 }
 
-/* ---- whoever wants one ------------------------------------------------------------------ */
+/* ---- whoever wants one --------------------------------------------------- */
 
 /* One write-back and those who wait for it. */
 struct qcow2_round {
@@ -289,7 +288,7 @@ int co_qcow2_flush(struct node *n)
 
     if (n->read_only)
         return 0;
-    return anything_dirty(s) ? co_qcow2_sync(s) : co_flush_file(s);
+    return anything_dirty(s) ? co_qcow2_sync(s) : co_qcow2_flush_file(s);
 }
 
 static void co_sync_in_background(void *arg)

@@ -19,7 +19,7 @@ static uint64_t below(uint64_t n)
     return test_random(&m->seed, n);
 }
 
-/* ---- operations ----------------------------------------------------------------------------- */
+/* ---- operations ---------------------------------------------------------- */
 
 static void check(int r)
 {
@@ -179,7 +179,7 @@ static void co_worker(void *arg)
     }
 }
 
-/* ---- runs -------------------------------------------------------------------------------------- */
+/* ---- runs ---------------------------------------------------------------- */
 
 void save_file(const char *name, const unsigned char *data, uint64_t len)
 {

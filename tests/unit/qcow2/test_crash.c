@@ -31,7 +31,7 @@ static const struct shape shapes[] = {
       .snapshot = true },
 };
 
-/* ---- the record ------------------------------------------------------------------------------- */
+/* ---- the record ---------------------------------------------------------- */
 
 struct op {
     uint64_t id, off, len;
@@ -115,7 +115,7 @@ static size_t count_records(void)
     return n;
 }
 
-/* ---- a replay ----------------------------------------------------------------------------------- */
+/* ---- a replay ------------------------------------------------------------ */
 
 /* Whether the disk must have it when the power goes after record @cut. */
 static bool must_be_there(const struct record *r, const struct op *op, size_t cut)
@@ -197,7 +197,7 @@ static void replay(const struct record *r, size_t cut, uint64_t *seed)
     close(fd);
 }
 
-/* ---- a run ---------------------------------------------------------------------------------------- */
+/* ---- a run --------------------------------------------------------------- */
 
 /* What is known from a flush on. */
 struct phase {

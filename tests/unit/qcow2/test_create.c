@@ -113,7 +113,7 @@ CO_TEST(options_that_cannot_be)
                       "does not fit into a cluster");
 }
 
-/* ---- resizing ------------------------------------------------------------------------------ */
+/* ---- resizing ------------------------------------------------------------ */
 
 static void co_grow(struct node *n, uint64_t size)
 {
@@ -210,7 +210,7 @@ CO_TEST(resizes_that_cannot_be)
     co_node_unref(n);
 }
 
-/* ---- options, and what is told ------------------------------------------------------------- */
+/* ---- options, and what is told ------------------------------------------- */
 
 CO_TEST(options_of_the_node)
 {

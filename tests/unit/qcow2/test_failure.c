@@ -11,7 +11,7 @@
 #include "nth_failure.h"
 #include <unistd.h>
 
-/* ---- a fixed session ---------------------------------------------------------------------------- */
+/* ---- a fixed session ----------------------------------------------------- */
 
 struct session {
     uint32_t cluster, refcount_bits;
@@ -171,7 +171,7 @@ CO_TEST(a_failed_flush_is_not_forgotten)
     expect_clean("f.qcow2", true);
 }
 
-/* ---- random sessions ------------------------------------------------------------------------------ */
+/* ---- random sessions ----------------------------------------------------- */
 
 static const struct shape shapes[] = {
     { "4k", 4096, 16, 3, 2 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 150 },

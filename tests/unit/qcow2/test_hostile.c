@@ -66,7 +66,7 @@ static void co_refused(const char *words, bool read_only)
                     "'filename': '%s'}}", read_only ? "true" : "false", work_path("h.qcow2"));
 }
 
-/* ---- entries -------------------------------------------------------------------------------- */
+/* ---- entries ------------------------------------------------------------- */
 
 CO_TEST(an_l2_entry_that_cannot_be_is_an_error_for_its_cluster_only)
 {
@@ -184,7 +184,7 @@ CO_TEST(freeing_what_is_free_stops_writing)
     co_refused("marked corrupt", false);
 }
 
-/* ---- tables ------------------------------------------------------------------------------------ */
+/* ---- tables -------------------------------------------------------------- */
 
 CO_TEST(l1_entries_that_cannot_be)
 {
@@ -241,7 +241,7 @@ CO_TEST(a_refcount_block_behind_the_end_of_the_file)
     co_node_unref(n);
 }
 
-/* ---- compressed clusters ----------------------------------------------------------------------- */
+/* ---- compressed clusters ------------------------------------------------- */
 
 CO_TEST(rubbish_in_a_compressed_cluster)
 {
@@ -266,7 +266,7 @@ CO_TEST(rubbish_in_a_compressed_cluster)
     }
 }
 
-/* ---- the header -------------------------------------------------------------------------------- */
+/* ---- the header ---------------------------------------------------------- */
 
 CO_TEST(a_dirty_image_is_read_only)
 {
