@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+import time
 
 import nbd
 import pytest
@@ -21,6 +22,7 @@ SIZE = 64 * MiB
 def daemon(request, tmp_path):
     """A daemon on each engine; asked for by name in every test below."""
     with Daemon(tmp_path, engine=request.param) as d:
+        d.engine = request.param
         yield d
 
 
@@ -364,6 +366,26 @@ def test_hostile_clients_do_not_hurt_a_good_one(disk, daemon):
     h = connect(disk[1])
     h.pwrite(b"alive", 0)
     assert h.pread(5, 0) == b"alive"
+
+
+def test_who_sits_on_shared_memory_is_disconnected(disk, daemon):
+    """Clients that leave 64 MiB of replies each in the server, until all that clients share is
+    used up. One that needs memory gets it when they have not moved for ten seconds."""
+    if daemon.engine == "pool":
+        pytest.skip("ten seconds are enough for once")
+    idle = [negotiate(os.path.join(daemon.directory, "nbd.sock")) for _ in range(10)]
+    for s in idle:
+        s.sendall(b"".join(request(0, k, 0, MiB) for k in range(70)))
+        assert s.recv(1)
+    h = connect(disk[1])
+    start = time.monotonic()
+    assert h.pread(512, 0)                      # a small one need not wait
+    assert time.monotonic() - start < 5
+    h.pwrite(b"x" * (32 * MiB), 0)
+    assert h.pread(MiB, 16 * MiB) == b"x" * MiB
+    assert "holds memory and does not move" in daemon.log()
+    for s in idle:
+        s.close()
 
 
 def test_deleting_an_export_in_use(disk, daemon):
