@@ -4,7 +4,7 @@
  * file costs several times one to memory, and here a worker pays for it instead of
  * a guest's write. It begins when memory is half full and ends at a quarter, so
  * that captures find memory as long as they come more slowly than a worker
- * copies. When they come faster they fill memory and go to the file themselves.
+ * copies. When they come faster they wait for it.
  *
  * A batch of granules is copied by a worker; then the loop sets their bits, from
  * where on they are read from the file; then a worker makes holes in memory.
@@ -161,6 +161,7 @@ static void co_move(struct batch *b)
     (void)co_offload(punch_work, b);
     s->memory_used -= bytes;
     s->moving -= bytes;
+    waitq_wake_all(&s->moved);
 }
 
 static void co_spill(void *arg)
@@ -180,6 +181,7 @@ static void co_spill(void *arg)
             cursor = 0;
     }
     s->spilling = false;
+    waitq_wake_all(&s->moved);
     if (s->dead)
         store_free(s);
 }

@@ -98,6 +98,7 @@ struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint
         .punch = bitmap_new(bits),
     };
     waitq_init(&s->space);
+    waitq_init(&s->moved);
     if (!dir)
         s->limit = MIN(s->limit, s->memory_max);
     if (!s->stored || !s->in_file || !s->punch)
@@ -210,12 +211,21 @@ static void memory_punch(struct store *s, uint64_t off, uint64_t len, uint64_t u
     s->memory_used -= used;
 }
 
+/* Bytes free in memory. When it is full and just being moved to the file, that is
+ * waited for: a batch is there sooner than a write of our own to the same file. */
+static uint64_t co_memory_room(struct store *s)
+{
+    while (s->memory_used >= s->memory_max && s->spilling)
+        co_waitq_wait(&s->moved);
+    return s->memory_used < s->memory_max ? s->memory_max - s->memory_used : 0;
+}
+
 /* Store one run without zeros, or the beginning of it: as much as one tier takes.
  * The bytes are counted before they are written so that calls that overlap in
  * time do not promise the same memory. */
 static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint8_t *buf)
 {
-    uint64_t room = s->memory_used < s->memory_max ? s->memory_max - s->memory_used : 0;
+    uint64_t room = co_memory_room(s);
     int r;
 
     if (room) {
@@ -432,6 +442,7 @@ void store_release(struct store *s, uint64_t off, uint64_t len)
     if (in_memory) {
         memory_punch(s, off, len, in_memory * GRANULE);
         waitq_wake_all(&s->space);
+        waitq_wake_all(&s->moved);
     }
 }
 
