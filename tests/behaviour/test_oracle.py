@@ -149,6 +149,8 @@ class Backup:
 
     def steer(self):
         rng = self.live.rng
+        if self.sync == "none":            # it does not pile up to the end what is captured
+            stillpoint.poll_until("captured data to be copied", lambda: self.query()["offset"], 20)
         for _ in range(0 if self.in_haste else rng.randrange(3)):
             self.live.writers.wait_for_more(STEP)
             rng.choice([self.pause_a_while, self.change_speed])()

@@ -94,7 +94,7 @@ def scribble(path, size, rng, times):
 
 def qcow2_options(rng):
     """Of the format's variety, what matters to reading and writing."""
-    options = [f"cluster_size={rng.choice([512, 4096, 65536, 65536, MIB * 2])}"]
+    options = [f"cluster_size={rng.choice([512, 4096, 65536, 65536, MIB * 2, MIB * 2])}"]
     if rng.random() < 0.2:
         options.append("compat=0.10")
     else:
