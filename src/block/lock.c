@@ -62,6 +62,12 @@ static bool check(int fd, const char *path, off_t base, unsigned bits, const cha
     return true;
 }
 
+void image_unlock(int fd)
+{
+    (void)apply(fd, USED_BASE, 0, true, NULL);
+    (void)apply(fd, UNSHARED_BASE, 0, true, NULL);
+}
+
 bool image_lock(int fd, const char *path, unsigned perms, unsigned shared, struct err *err)
 {
     unsigned unshared = IMAGE_ALL & ~shared;
@@ -75,8 +81,7 @@ bool image_lock(int fd, const char *path, unsigned perms, unsigned shared, struc
         (void)apply(fd, UNSHARED_BASE, unshared, true, NULL);
         return true;
     }
-    (void)apply(fd, USED_BASE, 0, true, NULL);
-    (void)apply(fd, UNSHARED_BASE, 0, true, NULL);
+    image_unlock(fd);
     return false;
 }
 

@@ -37,4 +37,9 @@ MUST_CHECK bool image_lock(int fd, const char *path, unsigned perms, unsigned sh
  * @read_only to write and resize, next to others who read. */
 MUST_CHECK bool image_lock_file(int fd, const char *path, bool read_only, struct err *err);
 
+/* Let go of what @fd has locked, before it is closed: the kernel may hold the open
+ * file a moment longer than its last descriptor (a thread of io_uring does, that
+ * has just done something with it), and with it the locks. */
+void image_unlock(int fd);
+
 #endif

@@ -211,6 +211,7 @@ static int close_blocking(void *arg)
 {
     struct file_state *s = arg;
 
+    image_unlock(s->fd);
     if (s->tail_fd >= 0)
         close(s->tail_fd);
     close(s->fd);

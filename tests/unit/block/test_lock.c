@@ -155,6 +155,19 @@ static bool qemu_io(const char *path, const char *format, const char *command, b
     return run(read_only ? ro : rw) == 0;
 }
 
+/* Whether somebody answers there: it listens before it has opened the image, and
+ * says hello after. */
+static bool is_answered(const struct sockaddr_un *addr)
+{
+    int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    char magic[8];
+    bool ok = connect(s, (const struct sockaddr *)addr, sizeof(*addr)) == 0 &&
+              recv(s, magic, sizeof(magic), MSG_WAITALL) == sizeof(magic);
+
+    close(s);
+    return ok;
+}
+
 /* Started and serving: a connection is answered. */
 static pid_t start_nbd(const char *path, bool read_only)
 {
@@ -166,10 +179,7 @@ static pid_t start_nbd(const char *path, bool read_only)
 
     snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", socket_path);
     for (int i = 0; i < 2000 && !up; i++) {
-        int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-        up = connect(s, (struct sockaddr *)&addr, sizeof(addr)) == 0;
-        close(s);
+        up = is_answered(&addr);
         if (!up)
             poll(NULL, 0, 5);
     }

@@ -405,6 +405,21 @@ CO_TEST(a_file_in_use_is_refused_unless_locking_is_off_or_it_is_shared)
     co_node_unref(n);
 }
 
+/* The kernel may hold an open file a moment longer than we do: after a flush above
+ * all, which is how every backup ends. */
+CO_TEST(what_is_closed_is_free_at_once)
+{
+    const char *path = test_path("again");
+
+    make_file(path, MiB);
+    for (int i = 0; i < 2000; i++) {
+        struct node *n = co_test_open("{'driver': 'file', 'filename': '%s'}", path);
+
+        assert_int_equal(co_node_flush(n), 0);
+        co_node_unref(n);
+    }
+}
+
 CO_TEST(what_is_not_a_regular_file_is_refused)
 {
     const char *fifo = test_path("fifo");
@@ -473,6 +488,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(direct_io_on_a_file_of_any_length_keeps_its_length),
     cmocka_unit_test(direct_io_takes_buffers_of_any_alignment),
     cmocka_unit_test(a_file_in_use_is_refused_unless_locking_is_off_or_it_is_shared),
+    cmocka_unit_test(what_is_closed_is_free_at_once),
     cmocka_unit_test(what_is_not_a_regular_file_is_refused),
     cmocka_unit_test(options_are_checked_and_those_without_effect_accepted),
     cmocka_unit_test(many_requests_at_once),
