@@ -2,9 +2,10 @@
  *
  * Everything at once: writers of all kinds hammer a small disk whose operations
  * take random time and are torn (a request moves its bytes in several steps),
- * while views are opened, read, released and closed at random. Each view is
- * compared with a copy that was taken while the doors were shut. The run is
- * repeated by its seed.
+ * while views are opened, read, released and closed at random. The disk takes
+ * requests in blocks of a random size, smaller or larger than a granule, and may
+ * turn zeros that are written into zero writes. Each view is compared with a copy
+ * that was taken while the doors were shut. The run is repeated by its seed.
  */
 #include "co_test.h"
 #include "block/disk.h"
@@ -18,6 +19,7 @@
 #define WRITERS 8
 #define READERS 3
 #define WRITES 400
+#define MAX_ALIGN (16 * KiB)
 
 static uint64_t seed;
 
@@ -28,7 +30,8 @@ static uint64_t rnd(uint64_t n)
 
 /* ---- a disk whose requests are slow and torn ------------------------------------- */
 
-static uint8_t disk[SIZE];
+static uint8_t disk[SIZE + MAX_ALIGN];
+static uint32_t request_align;
 
 static void co_dawdle(void)
 {
@@ -77,11 +80,11 @@ static int co_torn_discard(struct node *n, uint64_t off, uint64_t len)
 
 static int co_torn_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret)
 {
-    bool zero = disk[off] == 0;
-    uint64_t same = 1;
+    bool zero = mem_is_zero(disk + off, request_align);
+    uint64_t same = request_align;
 
-    while (same < len && (disk[off + same] == 0) == zero)
-        same++;
+    while (same < len && mem_is_zero(disk + off + same, request_align) == zero)
+        same += request_align;
     *ret = (struct block_status){
         .flags = STATUS_ALLOCATED | (zero ? STATUS_ZERO : STATUS_DATA),
         .len = same,
@@ -97,6 +100,7 @@ struct no_options {
 static bool co_torn_open(struct node *n, const void *opts, struct err *err)
 {
     n->size = SIZE;
+    n->limits.request_align = request_align;
     n->limits.zero_flags = REQ_MAY_UNMAP;
     return true;
 }
@@ -157,7 +161,7 @@ static void writer(void *arg)
         default: {
             struct iovec iov = { buf, len };
 
-            memset(buf, 1 + rnd(255), len);
+            memset(buf, rnd(4) ? 1 + rnd(255) : 0, len);
             r = co_disk_pwritev(s->guest, off, len, &iov, 1, 0);
         }
         }
@@ -264,9 +268,14 @@ static void body(void)
     struct err err = ERR_INIT;
     struct scene s = { .writers_left = WRITERS };
 
+    static const char *const detect[] = { "off", "on", "unmap" };
+
+    request_align = rnd(2) ? 1 : 512U << rnd(6);
     for (uint64_t i = 0; i < SIZE; i++)
         disk[i] = rnd(4) ? 1 + i / G % 255 : 0;
-    s.n = co_test_open("{'driver':'test-torn','discard':'unmap'}");
+    memset(disk + SIZE, 0, MAX_ALIGN);
+    s.n = co_test_open("{'driver':'test-torn','discard':'unmap','detect-zeroes':'%s'}",
+                       detect[rnd(3)]);
     s.guest = disk_open(s.n, "guest", EDGE_READ | EDGE_WRITE, EDGE_READ | EDGE_WRITE, &err);
     assert_non_null(s.guest);
     for (int i = 0; i < WRITERS; i++)
