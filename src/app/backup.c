@@ -127,7 +127,7 @@ static bool open_source(struct backup_command *c)
     };
     json_t *options;
 
-    if (!format)
+    if (!format || !image_device_is_free(c->source, err))
         return false;
     drivers_register_all();
     options = node_json_for_file(&o, err);

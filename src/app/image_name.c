@@ -56,6 +56,21 @@ const char *image_format_to_read(const char *name, const char *given, struct err
     return format;
 }
 
+bool image_device_is_free(const char *path, struct err *err)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0 || !S_ISBLK(st.st_mode))
+        return true;
+    /* open(2): with O_EXCL alone the device must not be in use by the system. */
+    __attribute__((cleanup(cleanup_close)))
+    int fd = open(path, O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK);
+
+    return fd >= 0 || errno != EBUSY ||
+           err_set(err, -EBUSY, "'%s' is in use by this host: mounted, or a part of another "
+                   "device. Unmount it, or take a snapshot of the volume", path);
+}
+
 char *image_absolute_path(const char *path, struct err *err)
 {
     CLEANUP(free) char *cwd = NULL;

@@ -19,6 +19,11 @@ const char *image_format_by_name(const char *name);
  * May block. */
 const char *image_format_to_read(const char *name, const char *given, struct err *err);
 
+/* True unless @path is a block device that this host itself uses: a mounted file
+ * system, swap, a part of another device. What it does there nobody can hold still,
+ * and nobody may write over. May block. */
+bool image_device_is_free(const char *path, struct err *err);
+
 /* Whether @name is an URI and no path: "nbd://...". */
 bool image_name_is_uri(const char *name);
 

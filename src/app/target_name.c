@@ -55,7 +55,7 @@ static bool check_existing(struct target_name *t, const struct stat *st, struct 
 {
     if (S_ISBLK(st->st_mode)) {
         t->device = true;
-        return true;
+        return image_device_is_free(t->path, err);
     }
     if (S_ISDIR(st->st_mode))
         return err_set(err, -EISDIR, "'%s' is a directory: say which file in it", t->name);

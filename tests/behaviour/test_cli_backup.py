@@ -295,6 +295,18 @@ def test_a_block_device_as_target(fmt, disk, tmp_path):
         qemu_img("compare", "-F", fmt, disk.frozen, device)
 
 
+def test_a_device_that_the_host_uses(disk, tmp_path):
+    store = make_image(tmp_path / "store.raw", 8 * MiB)
+    with loop_device(store) as device:
+        mounted = os.open(device, os.O_RDONLY | os.O_EXCL)     # as a mount holds it
+        assert f"'{device}' is in use by this host" in refused(disk, device)
+        done = stillpoint("backup", device, tmp_path / "b.raw", "--control", "", check=False)
+        assert done.returncode == 1
+        assert f"'{device}' is in use by this host" in done.stderr
+        os.close(mounted)
+        stillpoint("backup", device, tmp_path / "b.raw", "--control", "")
+
+
 # ---- the daemon --------------------------------------------------------------------------------
 
 
