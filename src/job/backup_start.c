@@ -121,12 +121,13 @@ static void kick_job(void *arg)
     job_kick(b->job);
 }
 
-/* Captures are of no interest to a job that looks at the store as it goes along. */
+/* A full backup looks at the store as it goes along. But it may be waiting for the
+ * scanner, and a guest for room in the store. */
 static void view_changed(struct view_listener *self)
 {
     struct backup *b = container_of(self, struct backup, listener);
 
-    if (b->captured_only || view_error(b->view, NULL))
+    if (view_error(b->view, NULL) || (b->list && worklist_drains(b->list)))
         job_kick(b->job);
 }
 

@@ -263,6 +263,11 @@ static bool past_watermark(const struct worklist *w)
     return st.memory + st.file >= w->o.watermark;
 }
 
+bool worklist_drains(const struct worklist *w)
+{
+    return w->o.captured_only || past_watermark(w);
+}
+
 enum worklist_answer worklist_next(struct worklist *w, struct work *ret)
 {
     if (w->o.captured_only) {

@@ -53,6 +53,9 @@ enum worklist_answer { WORKLIST_WORK, WORKLIST_LATER, WORKLIST_END };
  * END: there will be none any more (not for captured_only before worklist_finish). */
 enum worklist_answer worklist_next(struct worklist *w, struct work *ret);
 
+/* Whether a capture makes new work: captured units go first now. */
+bool worklist_drains(const struct worklist *w);
+
 /* captured_only: no captures count any more that would begin a new unit. Units
  * that hold captures stay exact until they are copied. */
 void worklist_finish(struct worklist *w);

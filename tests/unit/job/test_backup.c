@@ -187,6 +187,33 @@ static void what_was_captured_stays_exact_until_it_is_drained(void **state)
     in_loop(none_unfinished_body);
 }
 
+/* A guest waits for room in scratch while the scanner waits for the source. */
+static void slow_scan_body(void)
+{
+    struct err err = ERR_INIT;
+    struct scene s;
+
+    co_scene(&s, NULL);
+    s.from->held[MEM_STATUS] = true;
+    s.opts.view.scratch_limit = 4 * G;
+    s.opts.view.cbw_timeout_ns = 500 * NSEC_PER_MSEC;
+    co_start_backup(&s);
+    co_yield_times(5);
+    co_guest_write(&s, 0, 8 * G, 2);
+    assert_int_equal(scene_query(&s).status, JOB_RUNNING);
+    assert_true(mem_count(s.to, MEM_WRITE) > 0);
+    assert_true(job_cancel(s.job, true, &err));
+    assert_int_equal(co_end_of_job(&s), -ECANCELED);
+    mem_release(s.from, MEM_STATUS);
+    co_yield_times(5);
+    co_strike(&s);
+}
+
+static void what_is_captured_is_drained_while_the_scan_waits(void **state)
+{
+    in_loop(slow_scan_body);
+}
+
 /* ---- refusals -------------------------------------------------------------------------------- */
 
 static void co_expect_refused(struct scene *s, const char *text)
@@ -410,6 +437,7 @@ int main(void)
         cmocka_unit_test(sync_top_copies_what_the_topmost_image_holds),
         cmocka_unit_test(sync_top_without_a_backing_file_is_full),
         cmocka_unit_test(sync_none_copies_old_content_and_drains_unless_forced),
+        cmocka_unit_test(what_is_captured_is_drained_while_the_scan_waits),
         cmocka_unit_test(what_was_captured_stays_exact_until_it_is_drained),
         cmocka_unit_test(what_cannot_work_is_refused_before_anything_is_touched),
         cmocka_unit_test(source_and_target_are_in_use_while_it_runs),
