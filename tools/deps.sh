@@ -19,16 +19,21 @@ esac
 
 missing=
 for p in $want; do
-    dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
+    dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' ||
+        missing="$missing $p"
 done
 [ -n "$missing" ] || exit 0
 
 root=
 if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || { echo "deps.sh: as root, run: apt-get install$missing" >&2; exit 1; }
+    command -v sudo >/dev/null || {
+        echo "deps.sh: as root, run: apt-get install$missing" >&2
+        exit 1
+    }
     root=sudo
 fi
 echo "installing:$missing"
 $root apt-get update -qq
 # shellcheck disable=SC2086
-$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+$root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
