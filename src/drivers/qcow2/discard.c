@@ -8,6 +8,9 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2.h"
 
+/* Slices that are changed before others may run. */
+#define STEPS_AT_ONCE 32
+
 /* How clusters are to become zero. */
 struct zeroing {
     bool unmap;                  /* give the host clusters up */
@@ -84,7 +87,7 @@ static uint64_t zero_without_table(struct qcow2 *s, uint64_t first, uint64_t n)
 /* A request of any length: steps of a slice, each of them a request to the grace. */
 static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
 {
-    while (n) {
+    for (unsigned steps = 1; n; steps++) {
         uint64_t skip = zero_without_table(s, first, n);
         uint32_t done = 0;
         int r = 0;
@@ -108,6 +111,8 @@ static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t f
             return r;
         first += done;
         n -= done;
+        if (steps % STEPS_AT_ONCE == 0)
+            co_yield();
     }
     return 0;
 }

@@ -9,6 +9,7 @@
 
 #define GROW_MIN (1 * MiB)
 #define GROW_MAX (64 * MiB)
+#define TRIM_MAX (256 * MiB)
 
 static int co_read_over_end(struct qcow2 *s, uint64_t host, uint64_t len, const struct iovec *iov,
                             int niov, unsigned flags)
@@ -86,18 +87,22 @@ int co_qcow2_host_grow(struct qcow2 *s, uint64_t end)
     return r;
 }
 
-/* The end of the last cluster that is in use, searched from the end of the file. */
+/* The end of the last cluster that is in use, searched for from the end of the file;
+ * no further than the file is ever kept ahead and some more. */
 static int co_find_end(struct qcow2 *s, uint64_t *ret)
 {
     uint64_t cluster = div_round_up(node_size(s->file), s->cluster_size), count = 0;
+    uint64_t most = TRIM_MAX >> s->geo.cluster_bits, least = cluster > most ? cluster - most : 0;
 
-    while (cluster && !count) {
-        int r = co_qcow2_refcount(s, --cluster, &count);
+    for (; cluster > least; cluster--) {
+        int r = co_qcow2_refcount(s, cluster - 1, &count);
 
         if (r < 0)
             return r;
+        if (count)
+            break;
     }
-    *ret = (cluster + 1) * s->cluster_size;
+    *ret = cluster * s->cluster_size;
     return 0;
 }
 

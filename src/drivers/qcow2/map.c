@@ -70,6 +70,10 @@ int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len, struct qcow2_exten
     return 0;
 }
 
+/* Of runs that are looked at for one answer: to tell a guest's whole disk takes
+ * longer than others should wait. */
+#define STATUS_RUNS_MAX 64
+
 /* ---- block status -------------------------------------------------------- */
 
 static unsigned status_flags(const struct qcow2 *s, const struct qcow2_extent *e, uint64_t off)
@@ -92,6 +96,7 @@ int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_sta
 {
     struct qcow2 *s = n->state;
     struct qcow2_extent e;
+    unsigned runs = 1;
     uint64_t done;
     int r = co_qcow2_map(s, off, len, &e);
 
@@ -101,7 +106,7 @@ int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_sta
     ret->host_off = e.host;
     ret->file = s->file;
     /* Runs go on over the border of a slice or table. */
-    for (done = e.len; done < len; done += e.len) {
+    for (done = e.len; done < len && runs < STATUS_RUNS_MAX; done += e.len, runs++) {
         if (co_qcow2_map(s, off + done, len - done, &e) < 0 ||
             status_flags(s, &e, off + done) != ret->flags ||
             ((ret->flags & STATUS_OFFSET) && e.host != ret->host_off + done))

@@ -86,17 +86,24 @@ static int co_lengthen_l1(struct qcow2 *s, uint32_t n)
     return r;
 }
 
-/* Zero what [old, size) would show. */
+/* Zero what [old, size) would show: the rest of the old end's L2 table, what a
+ * longer backing file has, and tables that are there though the disk ended before
+ * them (QEMU keeps the state of virtual machines so). */
 static int co_zero_revealed(struct qcow2 *s, uint64_t old, uint64_t size)
 {
-    uint64_t per_table = 1ULL << (s->geo.cluster_bits + s->geo.l2_bits);
+    unsigned shift = s->geo.cluster_bits + s->geo.l2_bits;
+    uint64_t per_table = 1ULL << shift, end = MIN(align_up(old, per_table), size);
     struct node *b = qcow2_backing(s);
-    uint64_t end = align_up(old, per_table);
+    int r;
 
     if (b)
-        end = MAX(end, node_size(b));
-    end = MIN(end, size);
-    return old < end ? co_qcow2_zero_range(s, old, end - old) : 0;
+        end = MIN(MAX(end, node_size(b)), size);
+    r = old < end ? co_qcow2_zero_range(s, old, end - old) : 0;
+    for (uint64_t at = align_up(end, per_table); r == 0 && at < size; at += per_table) {
+        if (s->l1.v[at >> shift])
+            r = co_qcow2_zero_range(s, at, MIN(per_table, size - at));
+    }
+    return r;
 }
 
 static int co_set_size(struct qcow2 *s, uint64_t size)
