@@ -366,6 +366,46 @@ CO_TEST(the_file_is_cut_to_its_last_cluster_on_closing)
     assert_int_equal(st.st_size, 6 * CLUSTER);
 }
 
+struct far {
+    struct node *n;
+    unsigned char was, next;
+};
+
+static int co_use_there(void *arg)
+{
+    struct far *f = arg;
+
+    assert_true(node_loop(f->n) == loop_current());
+    co_expect(f->n, 0, MiB, f->was);
+    co_fill(f->n, 0, MiB, f->next);
+    assert_int_equal(co_node_discard(f->n, 4 * MiB, MiB), 0);
+    co_fill(f->n, 4 * MiB, MiB, f->next);
+    assert_int_equal(co_node_discard(f->n, 4 * MiB, MiB / 2), 0);
+    assert_int_equal(co_node_flush(f->n), 0);       /* something is freed in the background */
+    return 0;
+}
+
+CO_TEST(an_image_moves_to_another_loop_with_what_is_not_written_yet)
+{
+    struct loop *there = test_loop_spawn("there"), *here = loop_current();
+    struct far f = { .was = 0, .next = 1 };
+    struct err err = ERR_INIT;
+
+    co_make_image("i.qcow2", &(struct qcow2_create_opts){ .size = 64 * MiB });
+    f.n = co_open_image("i.qcow2", ", 'discard': 'unmap'");
+    for (unsigned char i = 0; i < 6; i++) {
+        f.was = i;
+        f.next = i + 1;
+        assert_int_equal(co_loop_call(node_loop(f.n), co_use_there, &f), 0);
+        if (!co_node_move(f.n, i % 2 ? here : there, &err))
+            fail_msg("%s", err.text);
+    }
+    co_expect(f.n, 0, MiB, 6);
+    co_node_unref(f.n);
+    test_loop_end(there);
+    expect_clean("i.qcow2", false);
+}
+
 CO_TEST(reading_changes_nothing)
 {
     struct node *n = co_new_image("");
@@ -394,6 +434,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(zero_writes_write_no_data_but_at_their_ends),
         cmocka_unit_test(a_full_file_is_enospc_until_freed_clusters_are_flushed),
         cmocka_unit_test(the_file_is_cut_to_its_last_cluster_on_closing),
+        cmocka_unit_test(an_image_moves_to_another_loop_with_what_is_not_written_yet),
         cmocka_unit_test(reading_changes_nothing),
     };
 
