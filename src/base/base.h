@@ -82,7 +82,8 @@ static inline uint64_t div_round_up(uint64_t v, uint64_t by)
             fn(*p); \
     } \
     struct cleanup_needs_a_semicolon
-#define CLEANUP(fn) __attribute__((cleanup(cleanup_##fn)))
+/* Unused: what is only held until the end of the scope is of use there. */
+#define CLEANUP(fn) __attribute__((cleanup(cleanup_##fn), unused))
 #define MOVE(p) ({ __typeof__(p) _moved = (p); (p) = NULL; _moved; })
 
 static inline void cleanup_free(void *p)
