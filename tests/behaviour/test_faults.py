@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from live import LiveDisk, work_folder
+from live import LiveDisk, seeds, work_folder
 
 import disks
 from disks import MIB
@@ -32,15 +32,19 @@ def work():
 
 
 @pytest.fixture
-def live(work, request):
-    """A qcow2 disk over a raw one."""
-    return LiveDisk(work, "qcow2-over-raw-longer", random.Random(request.node.name),
-                    apart="zeros")
+def rng(request):
+    return random.Random(f"{request.node.name} {seeds()[0]}")
 
 
 @pytest.fixture
-def live_raw(work, request):
-    return LiveDisk(work, "raw", random.Random(request.node.name), apart="data")
+def live(work, rng):
+    """A qcow2 disk over a raw one."""
+    return LiveDisk(work, "qcow2-over-raw-longer", rng, apart="zeros")
+
+
+@pytest.fixture
+def live_raw(work, rng):
+    return LiveDisk(work, "raw", rng, apart="data")
 
 
 class Job:
@@ -540,17 +544,19 @@ def test_a_signal_in_the_middle_loses_nothing(work, source):
         live.writers.stop(check=False)
 
 
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("source", disks.KINDS)
-def test_kill_leaves_a_disk_that_goes_on(work, source):
-    """kill -9 in the middle of writes and a backup: the image is sound, all that was flushed is
-    there, and it is served, written and backed up again as if nothing had happened."""
-    live = LiveDisk(work, source, random.Random(source))
+def test_kill_leaves_a_disk_that_goes_on(work, source, seed):
+    """kill -9 at some moment of writes and a backup: the image is sound, all that was flushed
+    is there, and it is served, written and backed up again as if nothing had happened."""
+    live = LiveDisk(work, source, random.Random(f"{source} {seed}"))
     live.pattern.update(flush=0.05, fua=0.05)
+    target = os.path.join(work, "target.qcow2")
     for _ in range(2):
         with live.on_line():
-            add_target(live)
-            Job(live, "target", speed=MIB)
-            live.writers.wait_for_more(STEP)
+            live.qmp("drive-backup", device="disk", sync=live.rng.choice(["full", "top", "none"]),
+                     target=target, format="qcow2", speed=live.rng.choice([0, MIB]))
+            live.writers.wait_for_more(live.rng.randrange(STEP))
             live.kill()
     with live.on_line():
         path = add_target(live)

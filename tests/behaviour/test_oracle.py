@@ -4,8 +4,7 @@
 The real program, with several client processes that write, zero, trim and flush without
 a pause; backups of every kind are taken of it, steered while they run, and judged by
 lib/oracle.py and by qemu-img. A case is one way to set all this up; what varies within it
-comes from its seed. One seed a case is run, or as many as STILLPOINT_SEEDS says: "20" is
-seeds 1 to 20, "7..7" the seventh alone.
+comes from its seed: one seed a case, or as many as STILLPOINT_SEEDS says.
 """
 import json
 import os
@@ -16,15 +15,10 @@ import disks
 import pytest
 import stillpoint
 from disks import MIB
-from live import LiveDisk, work_folder
+from live import LiveDisk, seeds, work_folder
 from stillpoint import QmpError, qemu_img
 
 STEP = 40                    # operations of each writer between two things that are done
-
-
-def seeds():
-    first, _, last = os.environ.get("STILLPOINT_SEEDS", "1").rpartition("..")
-    return range(int(first or 1), int(last) + 1)
 
 
 def engines():

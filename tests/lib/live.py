@@ -25,6 +25,12 @@ from stillpoint import Daemon, Process, poll_until, qemu_img
 SLOWEST_MS = 5000            # no request of a client may take longer
 
 
+def seeds():
+    """To run every case with: one, or as STILLPOINT_SEEDS says, "20" for 1 to 20, "7..7"."""
+    first, _, last = os.environ.get("STILLPOINT_SEEDS", "1").rpartition("..")
+    return range(int(first or 1), int(last) + 1)
+
+
 @contextlib.contextmanager
 def work_folder():
     """A folder on a disk. Images are large, so it goes at once (pytest keeps its own)."""

@@ -1,0 +1,95 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# torture.sh BUILD: the long runs. For STILLPOINT_TORTURE_MINUTES (30) it goes round these:
+#   model     seeded runs in one process against a shadow disk, both engines
+#   oracle    every kind of backup under real clients, one new seed a round
+#   kill      kill -9 at a random moment of writes and a backup, and what is found then
+#   faults    targets, sources and scratch that fail
+#   fuzz      libFuzzer on every parser, where clang is installed (in build-fuzz)
+# Seeds begin at STILLPOINT_TORTURE_SEED, or at the time. Something that fails does not end
+# the run: its output is kept, and the last line and the status tell. That output names the
+# seed, and the variable above set to it runs the same again.
+set -u
+cd "$(dirname "$0")/.." || exit
+build=${1:?usage: torture.sh BUILD}
+minutes=${STILLPOINT_TORTURE_MINUTES:-30}
+seed=${STILLPOINT_TORTURE_SEED:-$(date +%s)}
+start=$(date +%s)
+end=$((start + minutes * 60))
+logs=$build/torture
+tests=$PWD/tests/behaviour
+STILLPOINT=$(realpath "$build")/stillpoint
+export STILLPOINT PYTHONDONTWRITEBYTECODE=1
+
+left() { echo $((end - $(date +%s))); }
+
+rounds=0 failures=0
+# NAME COMMAND...: run it, cut off at the end of the time; its output is kept if it fails.
+step() {
+    name=$1; shift
+    [ "$(left)" -gt 0 ] || return 0
+    log=$logs/$name-$seed.log
+    timeout -s INT -k 60 "$(left)" "$@" >"$log" 2>&1
+    status=$?
+    if [ $status -eq 0 ]; then
+        echo "$name, seed $seed: $(tail -n 1 "$log")"
+        rm "$log"
+    elif [ "$(left)" -gt 0 ]; then
+        failures=$((failures + 1))
+        echo "$name, seed $seed: FAILED, see $log"
+        grep -E '^(E  |FAILED|.*seed)' "$log" | tail -n 5
+    else
+        rm "$log"        # there was no time for it any more
+    fi
+}
+
+behaviour() {       # NAME SEEDS PYTEST-OPTIONS...
+    name=$1 seeds=$2; shift 2
+    step "$name" env STILLPOINT_SEEDS="$seeds" \
+        /usr/bin/python3 -m pytest -q -p no:cacheprovider "$@"
+}
+
+hunters=
+build_fuzzers() {
+    [ -f build-fuzz/build.ninja ] || CC=clang meson setup build-fuzz -Db_lundef=false \
+        -Db_sanitize=address,undefined -Dc_args=-fsanitize=fuzzer-no-link || return
+    ninja -C build-fuzz hunters
+}
+
+prepare_fuzzers() {
+    if ! command -v clang >/dev/null; then
+        echo "fuzz: clang is not installed; left out"
+    elif build_fuzzers >"$logs/fuzz-build.log"; then
+        hunters=$(ls tests/fuzz/corpus)
+    else
+        echo "fuzz: the build FAILED, see $logs/fuzz-build.log"
+        failures=1
+    fi
+}
+
+fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
+    mkdir -p "build-fuzz/corpus/$1" build-fuzz/found
+    step "fuzz-$1" "build-fuzz/tests/fuzz/hunt-$(echo "$1" | tr _ -)" -seed="$seed" \
+        -max_total_time=20 -artifact_prefix="build-fuzz/found/$1-" \
+        "build-fuzz/corpus/$1" "tests/fuzz/corpus/$1"
+}
+
+mkdir -p "$logs"
+ninja -C "$build" stillpoint tests/model/model_backup >"$logs/build.log" || exit 1
+prepare_fuzzers
+while [ "$(left)" -gt 0 ]; do
+    for engine in uring pool; do
+        step "model-$engine" "$build/tests/model/model_backup" --engine $engine --for 30 \
+            --seeds "$seed..$((seed + 1000000))"
+    done
+    behaviour oracle "$seed..$seed" "$tests/test_oracle.py"
+    behaviour kill "$seed..$((seed + 4))" "$tests/test_faults.py" -k kill
+    behaviour faults "$seed..$seed" "$tests/test_faults.py" -k "not kill"
+    for name in $hunters; do
+        fuzz "$name"
+    done
+    rounds=$((rounds + 1)) seed=$((seed + 1000000))
+done
+echo "torture: $rounds rounds in $((($(date +%s) - start) / 60)) minutes, $failures failed"
+[ "$failures" -eq 0 ]
