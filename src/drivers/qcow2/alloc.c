@@ -369,7 +369,7 @@ int co_qcow2_pwritev(struct node *n, uint64_t off, uint64_t len, const struct io
         r = co_qcow2_sync(s);
         if (r < 0)
             return r;
-        co_qcow2_quiesce(s);
+        co_qcow2_wait_freed(s);
         r = co_write_request(s, off, len, iov, niov, flags);
     }
     return r;

@@ -105,7 +105,7 @@ static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t f
         qcow2_leave(s, entered);
         if (r == 0 && s->dropped.n > LIMIT_QCOW2_FREED_RUNS) {
             r = co_qcow2_sync(s);
-            co_qcow2_quiesce(s);
+            co_qcow2_wait_freed(s);
         }
         if (r < 0)
             return r;

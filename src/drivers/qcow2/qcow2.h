@@ -78,6 +78,7 @@ struct qcow2 {
     struct qcow2_runs dropped;   /* no entry in memory names them any more */
     struct qcow2_runs freed;     /* nor does one on disk */
     bool reaping;
+    uint64_t reaps;              /* how often freed was taken and released */
     struct waitq reaped;
     unsigned epoch, in_flight[2];
     struct waitq drained;
@@ -285,7 +286,9 @@ MUST_CHECK int co_qcow2_sync_locked(struct qcow2 *s);
 void qcow2_sync_soon(struct qcow2 *s);
 /* Their references are given up once no entry on disk names them. Does not suspend. */
 void qcow2_drop_clusters(struct qcow2 *s, uint64_t first, uint32_t n, bool punch);
-/* Wait until nothing happens in the background. Not inside a request. */
+/* Wait until what is in `freed` now can be allocated. Not inside a request. */
+void co_qcow2_wait_freed(struct qcow2 *s);
+/* Wait until nothing happens in the background; for an idle node. */
 void co_qcow2_quiesce(struct qcow2 *s);
 
 /* A request that uses host offsets which it found in an L2 entry stands between

@@ -141,6 +141,8 @@ static void co_reap(void *arg)
             (void)r;        /* what cannot be released is leaked */
         }
         free(runs.v);
+        s->reaps++;
+        waitq_wake_all(&s->reaped);
     }
     s->reaping = false;
     waitq_wake_all(&s->reaped);
@@ -309,6 +311,15 @@ void qcow2_sync_soon(struct qcow2 *s)
         return;
     s->sync_started = true;
     co_start(co_sync_in_background, s);
+}
+
+void co_qcow2_wait_freed(struct qcow2 *s)
+{
+    uint64_t before = s->reaps;
+
+    /* The reaper may be at older runs now; the next that it takes are all there are. */
+    while (s->reaping && s->reaps < before + 2)
+        co_waitq_wait(&s->reaped);
 }
 
 void co_qcow2_quiesce(struct qcow2 *s)

@@ -287,8 +287,8 @@ CO_TEST(an_unknown_feature_is_refused_by_name)
                "version does not support", true);
     must_run("qemu-img create -q -f qcow2 -o data_file=d.raw h.qcow2 1M");
     co_refused("image uses incompatible feature 'external data file' which", true);
-    must_run("qemu-img create -q -f qcow2 --object secret,id=s,data=x -o "
-             "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 h.qcow2 1M");
+    co_make();
+    set64(32, 2ULL << 32 | 1);       /* crypt_method LUKS, and the size of the L1 table again */
     co_refused("encrypted qcow2 images are not supported", true);
 }
 
