@@ -265,13 +265,16 @@ static uint64_t forget(struct store *s, uint64_t first, uint64_t n, uint64_t *re
     return in_file;
 }
 
-/* A write that failed in the middle may be tried again, so the holes must be
- * there before this returns: later ones would hit the new bytes. */
+/* A write that failed in the middle may be tried again, so everything must be over
+ * before this returns that would hit the new bytes: copies and holes of a move that
+ * has what was written before the failure, and holes of our own. */
 static void co_undo_write(struct store *s, uint64_t off, uint64_t len)
 {
-    uint64_t in_memory;
-    uint64_t in_file = forget(s, off / GRANULE, len / GRANULE, &in_memory);
+    uint64_t in_memory, in_file;
 
+    while (s->spilling || s->punching)
+        co_waitq_wait(&s->moved);
+    in_file = forget(s, off / GRANULE, len / GRANULE, &in_memory);
     if (in_memory)
         memory_punch(s, off, len, in_memory * GRANULE);
     if (in_file) {
@@ -403,6 +406,7 @@ static void co_punch_file(void *arg)
         }
     }
     s->punching = false;
+    waitq_wake_all(&s->moved);
     if (s->dead)
         store_free(s);
 }

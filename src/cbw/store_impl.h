@@ -28,7 +28,8 @@ struct store {
     struct bitmap *in_file;            /* subset of stored: in the file, else in memory */
     struct bitmap *punch;              /* released in the file, no hole yet */
     struct waitq space;                /* woken when bytes come free */
-    struct waitq moved;                /* woken when memory was moved, or will not be */
+    struct waitq moved;                /* woken when memory was moved, or will not be, and
+                                        *   when one of those two coroutines ends: */
     bool punching, spilling;           /* coroutines that run; the last frees a dead store */
     bool spill_failed;                 /* the file took no more: memory stays as it is */
     bool dead;
