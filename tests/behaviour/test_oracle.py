@@ -6,6 +6,7 @@ a pause; backups of every kind are taken of it, steered while they run, and judg
 lib/oracle.py and by qemu-img. A case is one way to set all this up; what varies within it
 comes from its seed: one seed a case, or as many as STILLPOINT_SEEDS says.
 """
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 import stillpoint
 from disks import MIB
 from live import LiveDisk, seeds, work_folder
-from stillpoint import QmpError, qemu_img
+from stillpoint import QmpError, qemu_img, run
 
 STEP = 40                    # operations of each writer between two things that are done
 
@@ -104,6 +105,8 @@ class Backup:
                      "file": {"driver": "file", "filename": self.path}}
             if self.backing:
                 image["backing"] = None
+            if rng.random() < 0.2:
+                image["cache"] = {"direct": True}
             qmp("blockdev-add", image)
             args["target"] = node
         self.asked = time.monotonic_ns()
@@ -186,6 +189,8 @@ def live_disk(work, source, engine, seed, size=None):
     """With what must not make a difference to clients and backups."""
     live = LiveDisk(work, source, random.Random(seed), engine, size)
     live.source["discard"] = live.rng.choice(["unmap", "ignore"])
+    if live.source["discard"] == "unmap":
+        live.source["detect-zeroes"] = live.rng.choice(["off", "on", "unmap"])
     if live.rng.random() < 0.2:
         live.source["cache"] = {"direct": True}
     return live
@@ -247,6 +252,40 @@ def test_backup_is_the_disk_at_one_instant(work, sync, source, target, engine, s
     if other:
         other.judge()
     qemu_img("compare", "-f", live.disk.format, "-F", "qcow2", live.disk.path, quiet)
+
+
+@contextlib.contextmanager
+def served_by_nbdkit(live):
+    _, socket = live.start_peer("source", "nbdkit", "-f", "-U", "SOCKET", "file", live.disk.path)
+    yield {"driver": "nbd", "server": {"type": "unix", "path": socket}}
+
+
+@contextlib.contextmanager
+def block_device(live):
+    made = run("losetup", "-f", "--show", live.disk.path, check=False)
+    if made.returncode:
+        pytest.skip(f"a loop device needs root: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield {"driver": "host_device", "filename": device}
+    finally:
+        run("losetup", "-d", device)
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("engine", engines())
+@pytest.mark.parametrize("place", [served_by_nbdkit, block_device])
+def test_disks_that_are_no_files(work, place, engine, seed):
+    live = live_disk(work, "raw", engine, f"{place.__name__} {seed}", size=8 * MIB)
+    backups = [Backup(live, kind, "full", kind) for kind in ("raw", "qcow2")]
+    with place(live) as live.source["file"], live.on_line():
+        for backup in backups:
+            backup.start()
+            backup.steer()
+        for backup in backups:
+            backup.finish()
+    for backup in backups:
+        backup.judge()
 
 
 @pytest.mark.parametrize("seed", seeds())

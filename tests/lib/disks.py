@@ -127,8 +127,10 @@ def pick_size(rng, least, most, unit=SECTOR):
 
 def make_disk(kind, directory, rng, size=None):
     """One of KINDS, about 12 MiB large unless its size is given."""
-    size = size or pick_size(rng, 8 * MIB, 16 * MIB)
     path = os.path.join(directory, "disk." + kind.split("-")[0])
+    if kind == "raw" and not size and rng.random() < 0.3:
+        size = pick_size(rng, 8 * MIB, 16 * MIB, unit=1)
+    size = size or pick_size(rng, 8 * MIB, 16 * MIB)
     if kind == "raw":
         write_raw(path, size, rng)
         return Disk(path, "raw")

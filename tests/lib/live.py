@@ -55,8 +55,8 @@ class LiveDisk:
         self.work = work
         self.rng = rng
         self.disk = disks.make_disk(kind, work, rng, size)
-        self.pattern = {"stripe": rng.choice([4, 8, 64, 256])}
         self.block = rng.choice([512, 4096])
+        self.pattern = {"stripe": rng.choice([4, 8, 64, 256, 2 * MIB // self.block])}
         if apart:
             self.set_apart(apart)
         self.initial = self.disk.flatten(os.path.join(work, "initial.raw"))
