@@ -51,6 +51,7 @@ struct nbd_export {
     enum nbd_export_state state;
     uint64_t seq;                  /* grows; for walking the table across suspensions */
     char *id, *name, *description;
+    char *node_name;               /* kept: told of while the node is being let go */
     struct node *node;             /* a reference */
     struct disk_user *disk;        /* its loop's */
     struct nbd_loop_buffers *buffers;

@@ -122,10 +122,14 @@ void nbd_exports_for_each(struct nbd_exports *x,
 
     assert_here(x);
     list_for_each(e, &x->exports, link) {
+        /* While it opens it is filled in on another loop. */
+        if (e->state == NBD_EXPORT_OPENING)
+            continue;
+
         struct nbd_export_info info = {
             .id = e->id,
             .name = e->name,
-            .node_name = node_name(e->node),
+            .node_name = e->node_name,
             .description = e->description,
             .size = e->size,
             .connections = e->n_conns,
@@ -133,8 +137,7 @@ void nbd_exports_for_each(struct nbd_exports *x,
             .shutting_down = e->state != NBD_EXPORT_LIVE,
         };
 
-        if (e->state != NBD_EXPORT_OPENING)
-            fn(&info, arg);
+        fn(&info, arg);
     }
 }
 
@@ -234,6 +237,7 @@ static void export_free(struct nbd_export *e)
     free(e->id);
     free(e->name);
     free(e->description);
+    free(e->node_name);
     free(e);
     waitq_wake_all(&x->changed);
 }
@@ -255,6 +259,7 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
         .id = xstrdup(o->id),
         .name = xstrdup(name),
         .description = xstrdup(o->description ? o->description : ""),
+        .node_name = xstrdup(node_name(o->node)),
         .node = node_ref(o->node),
         .writable = o->writable,
         .writethrough = o->writethrough,
