@@ -4,9 +4,9 @@
  * requests can write to it has its door shut, and so does a disk that is made
  * above it meanwhile. An image that only reads it as its backing file is left
  * alone: its requests change nothing here, and may take as long as they like (it
- * may be the slow target of a backup with sync=none). Requests that are inside go on to their end; those that
- * wait outside come in one after another, in order, when the last who shut the
- * door has opened it.
+ * may be the slow target of a backup with sync=none). Requests that are inside go
+ * on to their end; those that wait outside come in one after another, in order,
+ * when the last who shut the door has opened it.
  *
  * I-door: while a door is open and somebody waits outside, the first of them has
  * been woken. It wakes the second as it goes in, and so on, so that nobody who

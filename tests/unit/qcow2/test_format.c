@@ -309,7 +309,8 @@ static void refcounts_of_every_width(void **state)
 
         for (int round = 0; round < 4000; round++) {
             size_t i = test_random(&seed, n);
-            uint64_t v = test_random(&seed, 2) ? test_random(&seed, UINT64_MAX) & qcow2_refcount_max(order) : 0;
+            uint64_t any = test_random(&seed, UINT64_MAX) & qcow2_refcount_max(order);
+            uint64_t v = test_random(&seed, 2) ? any : 0;
 
             qcow2_refcount_set(block, order, i, v);
             shadow[i] = v;

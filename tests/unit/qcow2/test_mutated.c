@@ -20,7 +20,8 @@ static const char *const kinds[] = {
     "qemu-img create -q -f qcow2 -o cluster_size=4k -b base.raw -F raw i.qcow2 2M && "
         "qemu-io -f qcow2 -c 'write -P 3 0 600k' -c 'write -z 700k 100k' i.qcow2",
     "qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k more.raw i.qcow2",
-    "qemu-img convert -c -f raw -O qcow2 -o cluster_size=64k,compression_type=zstd more.raw i.qcow2",
+    "qemu-img convert -c -f raw -O qcow2 -o cluster_size=64k,compression_type=zstd more.raw "
+    "i.qcow2",
     "qemu-img convert -f raw -O qcow2 -o cluster_size=512,refcount_bits=1 more.raw i.qcow2",
     "qemu-img convert -f raw -O qcow2 -o cluster_size=1k,refcount_bits=64 more.raw i.qcow2 && "
         "qemu-img snapshot -c s i.qcow2",
