@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "lib"))
 
+import live  # noqa: E402
 import stillpoint  # noqa: E402
 
 
@@ -20,3 +21,10 @@ def daemon(tmp_path):
 @pytest.fixture
 def qmp(daemon):
     return daemon.qmp
+
+
+@pytest.fixture
+def work():
+    """A folder on a disk for large images, gone at once; pytest keeps tmp_path for a while."""
+    with live.work_folder() as path:
+        yield path

@@ -13,7 +13,7 @@ import subprocess
 import time
 
 import pytest
-from live import LiveDisk, seeds, work_folder
+from live import LiveDisk, seeds
 
 import disks
 from disks import MIB
@@ -23,12 +23,6 @@ AT_ONCE = 1                  # seconds within which questions are answered
 BOUND = 3                    # seconds within which cancel and quit are done
 STEP = 40
 EIO, ENOSPC = "Input/output error", "No space left on device"
-
-
-@pytest.fixture
-def work():
-    with work_folder() as path:
-        yield path
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import time
 
 import guest
 import pytest
-from live import work_folder
 
 from stillpoint import Daemon, qemu_img
 
@@ -113,34 +112,33 @@ def make_disk(work):
     return disk
 
 
-def test_a_guest_is_backed_up_while_it_works_and_its_backup_boots():
-    with work_folder() as work:
-        disk, target = make_disk(work), os.path.join(work, "backup.qcow2")
-        with Daemon(work) as d, guest.Guest(work, serve(d, disk, True), "disk", WORK) as g:
-            g.wait_for("^ready")
-            assert "failed" not in g.text(), g.text()
-            g.wait_for("^synced", times=FILES + 20)
-            asked = time.monotonic_ns()
-            d.qmp("drive-backup", job_id="job", device="disk", sync="full", target=target,
-                  format="qcow2", speed=2**20)
-            answered = time.monotonic_ns()
-            g.wait_for("^synced", times=FILES + 120)
-            d.qmp("block-job-set-speed", device="job", speed=0)
-            end = d.qmp.wait_job("job")
-            assert "error" not in end["data"], end
-            lines = list(g.lines)
-        during = [t for t, line in lines if t > answered and line.startswith("synced")]
-        expected = synced_files(lines, asked, answered)
-        assert len(expected) > FILES // 2 and len(during) > 10, g.text()
+def test_a_guest_is_backed_up_while_it_works_and_its_backup_boots(work):
+    disk, target = make_disk(work), os.path.join(work, "backup.qcow2")
+    with Daemon(work) as d, guest.Guest(work, serve(d, disk, True), "disk", WORK) as g:
+        g.wait_for("^ready")
+        assert "failed" not in g.text(), g.text()
+        g.wait_for("^synced", times=FILES + 20)
+        asked = time.monotonic_ns()
+        d.qmp("drive-backup", job_id="job", device="disk", sync="full", target=target,
+              format="qcow2", speed=2**20)
+        answered = time.monotonic_ns()
+        g.wait_for("^synced", times=FILES + 120)
+        d.qmp("block-job-set-speed", device="job", speed=0)
+        end = d.qmp.wait_job("job")
+        assert "error" not in end["data"], end
+        lines = list(g.lines)
+    during = [t for t, line in lines if t > answered and line.startswith("synced")]
+    expected = synced_files(lines, asked, answered)
+    assert len(expected) > FILES // 2 and len(during) > 10, g.text()
 
-        qemu_img("check", target)
-        check_file_system(target, work)
-        # The backup itself is only read: the guest writes to an overlay of it.
-        overlay = os.path.join(work, "overlay.qcow2")
-        qemu_img("create", "-q", "-f", "qcow2", "-b", target, "-F", "qcow2", overlay)
-        found = boot_and_read(work, overlay)
-        wrong = {name: (digest, found.get(name)) for name, digest in expected.items()
-                 if found.get(name) != digest}
-        assert not wrong, wrong
-        # And the disk itself is as good after the guest's plug was pulled.
-        check_file_system(disk, work)
+    qemu_img("check", target)
+    check_file_system(target, work)
+    # The backup itself is only read: the guest writes to an overlay of it.
+    overlay = os.path.join(work, "overlay.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", target, "-F", "qcow2", overlay)
+    found = boot_and_read(work, overlay)
+    wrong = {name: (digest, found.get(name)) for name, digest in expected.items()
+             if found.get(name) != digest}
+    assert not wrong, wrong
+    # And the disk itself is as good after the guest's plug was pulled.
+    check_file_system(disk, work)

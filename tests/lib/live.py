@@ -20,7 +20,7 @@ import tempfile
 import disks
 import oracle
 from disks import MIB
-from stillpoint import Daemon, Process, poll_until, qemu_img
+from stillpoint import ENGINE, Daemon, Process, poll_until, qemu_img
 
 SLOWEST_MS = 5000            # no request of a client may take longer
 
@@ -29,6 +29,10 @@ def seeds():
     """To run every case with: one, or as STILLPOINT_SEEDS says, "20" for 1 to 20, "7..7"."""
     first, _, last = os.environ.get("STILLPOINT_SEEDS", "1").rpartition("..")
     return range(int(first or 1), int(last) + 1)
+
+
+def engines():
+    return [ENGINE] if ENGINE else ["uring", "pool"]
 
 
 @contextlib.contextmanager
@@ -51,8 +55,10 @@ class LiveDisk:
     """@apart: the end of the disk, 1 MiB and something, is not written by the clients, and
     has "data" or "zeros" in it."""
 
-    def __init__(self, work, kind, rng, engine=None, size=None, apart=None, env=None):
+    def __init__(self, work, kind, rng, engine=None, size=None, apart=None, env=None,
+                 node="disk"):
         self.work = work
+        self.node = node
         self.rng = rng
         self.disk = disks.make_disk(kind, work, rng, size)
         self.block = rng.choice([512, 4096])
@@ -60,7 +66,7 @@ class LiveDisk:
         if apart:
             self.set_apart(apart)
         self.initial = self.disk.flatten(os.path.join(work, "initial.raw"))
-        self.source = self.disk.blockdev("disk")     # what blockdev-add is given
+        self.source = self.disk.blockdev(node)       # what blockdev-add is given
         self.engine = engine
         self.env = env                               # of the daemon
         self.n_writers = 3
@@ -83,16 +89,23 @@ class LiveDisk:
         """Served, and written so many times by each client."""
         with self.peers, Daemon(self.work, engine=self.engine, env=self.env) as self.daemon:
             self.qmp("blockdev-add", self.source)
-            self.uri = self.daemon.serve("disk")("disk")
+            self.uri = self.daemon.serve(self.node)(self.node)
             with self.write(operations):
                 yield
                 if self.writers.processes:
                     self.writers.stop()
-        assert self.writers.slowest_ms() < SLOWEST_MS
-        if self.killed:
-            self.judge_crash()
-        else:
-            self.judge_source()
+        self.judge_source()
+
+    @contextlib.contextmanager
+    def beside(self, other):
+        """On line in the daemon of another, which is. judge_source() when that has ended."""
+        self.daemon = other.daemon
+        self.qmp("blockdev-add", self.source)
+        self.qmp("block-export-add", type="nbd", id=self.node, node_name=self.node, writable=True)
+        self.uri = other.uri.replace(f"/{other.node}?", f"/{self.node}?")
+        with self.write():
+            yield
+            self.writers.stop()
 
     def kill(self):
         """The daemon, in the middle of what it does; the clients notice."""
@@ -118,7 +131,11 @@ class LiveDisk:
         return server, path
 
     def judge_source(self):
-        """The daemon has ended in good order: all that clients were told is there."""
+        """The daemon has ended. In good order: all that clients were told is there."""
+        assert self.writers.slowest_ms() < SLOWEST_MS
+        if self.killed:
+            self.judge_crash()
+            return
         self.disk.check(self.has_leaks)
         flat = self.disk.flatten(os.path.join(self.work, "final.raw"))
         verdict = oracle.judge(flat, self.initial, self.writers.logs, oracle.NEVER, oracle.NEVER,
