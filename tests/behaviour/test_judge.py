@@ -140,3 +140,6 @@ def test_after_a_crash_what_was_not_flushed_may_be_there(court):
     for content in (OLD, stamp(0, 1, 0), stamp(0, 3, 0)):
         assert court.judge_crash({0: content}).ok
     assert not court.judge_crash({0: ZEROS}).ok
+    # Sectors are whole, blocks need not be.
+    assert court.judge_crash({0: stamp(0, 3, 0)[:1024] + stamp(0, 1, 0)[1024:]}).ok
+    assert not court.judge_crash({0: stamp(0, 3, 0)[:1000] + OLD[1000:]}).ok

@@ -111,6 +111,9 @@ class LiveDisk:
         """The daemon, in the middle of what it does; the clients notice."""
         self.daemon.kill()
         self.writers.stop(check=False)
+        # The kernel ends what io_uring has under way, and drops the locks, only after that.
+        poll_until("the locks to go", lambda: not qemu_img(
+            "info", "-f", self.disk.format, self.disk.path, check=False).returncode)
         self.killed = self.has_leaks = True
 
     @contextlib.contextmanager
