@@ -9,6 +9,8 @@ that it is good when it is not; questions are answered at once; cancelling takes
 import os
 import random
 import signal
+import socket
+import struct
 import subprocess
 import time
 
@@ -519,6 +521,52 @@ def test_break_guest_write_fails_clients_when_scratch_is_full(live, small):
         live.qmp("block-job-set-speed", device="job", speed=0)
         job.good_end()
     live.judge(path, "raw", job.asked, job.answered)
+
+
+# ---- a client misbehaves --------------------------------------
+
+
+class RawClient:
+    """As much of the NBD protocol (doc/proto.md) as it takes to stall in the middle of it."""
+
+    def __init__(self, live):
+        path = live.uri.partition("socket=")[2]
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(path)
+        self.sock.recv(18, socket.MSG_WAITALL)                     # magic, IHAVEOPT, flags
+        name = live.node.encode()
+        self.sock.sendall(struct.pack(">I", 3))                    # fixed newstyle, no zeroes
+        self.sock.sendall(b"IHAVEOPT" + struct.pack(">II", 1, len(name)) + name)  # EXPORT_NAME
+        self.sock.recv(10, socket.MSG_WAITALL)                     # size, flags
+
+    def request(self, kind, off, length, data=b""):
+        self.sock.sendall(struct.pack(">IHHQQI", 0x25609513, 0, kind, 1, off, length) + data)
+
+    def stall_in_a_write(self):
+        self.request(1, 0, MIB, b"x" * (MIB // 2))
+
+    def stall_in_replies(self):
+        for _ in range(16):
+            self.request(0, 0, 4 * MIB)
+
+
+@pytest.mark.parametrize("how", ["stall_in_a_write", "stall_in_replies"])
+def test_a_client_that_stalls_does_not_hold_up_the_instant(live, how):
+    path = os.path.join(live.work, "target.qcow2")
+    with live.on_line():
+        client = RawClient(live)
+        with client.sock:
+            getattr(client, how)()
+            live.writers.wait_for_more(STEP)
+            asked = time.monotonic_ns()
+            live.qmp("drive-backup", job_id="job", device="disk", sync="full", target=path,
+                     format="qcow2")
+            answered = time.monotonic_ns()
+            end = live.qmp.wait_job("job")
+            assert "error" not in end["data"], end
+            answers_at_once(live)
+    assert answered - asked < AT_ONCE * 10**9
+    live.judge(path, "qcow2", asked, answered)
 
 
 # ---- the daemon ends --------------------------------------
