@@ -8,7 +8,6 @@
 
 PREFIX ?= /usr/local
 BUILD  ?= build
-SANITIZE = -Db_sanitize=address,undefined -Db_lundef=false
 
 .PHONY: all deps demo check torture bench install clean
 all: $(BUILD)/build.ninja
@@ -19,7 +18,7 @@ deps:
 
 $(BUILD)/build.ninja:
 	tools/deps.sh build
-	meson setup $(BUILD) --prefix=$(PREFIX)
+	meson setup $(BUILD)
 
 demo: all
 	tools/demo.py $(BUILD)/stillpoint $(DISK)
@@ -35,6 +34,7 @@ bench: deps all
 	bench/run.py --stillpoint $(BUILD)/stillpoint
 
 install: all
+	meson configure $(BUILD) --prefix=$(abspath $(PREFIX))
 	meson install -C $(BUILD)
 
 clean:
