@@ -86,6 +86,16 @@ static inline uint64_t div_round_up(uint64_t v, uint64_t by)
 #define CLEANUP(fn) __attribute__((cleanup(cleanup_##fn), unused))
 #define MOVE(p) ({ __typeof__(p) _moved = (p); (p) = NULL; _moved; })
 
+/* In a loop that waits for another CPU: leave the core's resources to others. */
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 static inline void cleanup_free(void *p)
 {
     free(*(void **)p);

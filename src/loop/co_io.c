@@ -258,23 +258,31 @@ static int co_wait_fd(int fd, short events)
     return co_poll(&p, fd, events, DEADLINE_NEVER);
 }
 
-/* Receive or send: at once if it can be, else by the engine, else by waiting. */
-static ssize_t co_run_msg(struct engine_op *op)
+/* Without waiting. */
+static ssize_t try_msg(const struct engine_op *op)
+{
+    int flags = op->msg.flags | MSG_DONTWAIT;
+    ssize_t r;
+
+    do {
+        r = op->kind == OP_RECVMSG ? recvmsg(op->fd, op->msg.hdr, flags)
+                                   : sendmsg(op->fd, op->msg.hdr, flags);
+    } while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : r;
+}
+
+/* Receive or send: at once if it can be, else by the engine, else by waiting.
+ * With @later the first try is left out, as it would be in vain. */
+static ssize_t co_run_msg(struct engine_op *op, bool later)
 {
     bool engine_does = loop_current()->engine->ops->does_io;
     short events = op->kind == OP_RECVMSG ? POLLIN : POLLOUT;
 
-    for (;;) {
-        int flags = op->msg.flags | MSG_DONTWAIT;
-        ssize_t r = op->kind == OP_RECVMSG ? recvmsg(op->fd, op->msg.hdr, flags)
-                                           : sendmsg(op->fd, op->msg.hdr, flags);
+    for (;; later = false) {
+        ssize_t r = later ? -EAGAIN : try_msg(op);
 
-        if (r >= 0)
+        if (r != -EAGAIN || (op->msg.flags & MSG_DONTWAIT))
             return r;
-        if (errno == EINTR)
-            continue;
-        if (errno != EAGAIN || (op->msg.flags & MSG_DONTWAIT))
-            return -errno;
         if (engine_does) {
             r = co_run_op(op);
             if (r != -EAGAIN && r != -EINTR)
@@ -289,13 +297,13 @@ static ssize_t co_run_msg(struct engine_op *op)
     }
 }
 
-ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags)
+ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags, bool drained)
 {
     struct engine_op op = {
         .kind = OP_RECVMSG, .fd = fd, .msg = { .hdr = msg, .flags = flags },
     };
 
-    return co_run_msg(&op);
+    return co_run_msg(&op, drained && !(flags & MSG_DONTWAIT));
 }
 
 ssize_t co_recv(int fd, void *buf, size_t len, int flags)
@@ -303,7 +311,7 @@ ssize_t co_recv(int fd, void *buf, size_t len, int flags)
     struct iovec iov = { .iov_base = buf, .iov_len = len };
     struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
 
-    return co_recvmsg(fd, &msg, flags);
+    return co_recvmsg(fd, &msg, flags, false);
 }
 
 ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
@@ -315,7 +323,7 @@ ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags)
         .msg = { .hdr = (struct msghdr *)msg, .flags = flags | MSG_NOSIGNAL },
     };
 
-    return co_run_msg(&op);
+    return co_run_msg(&op, false);
 }
 
 static int make_nonblocking(int fd)

@@ -36,9 +36,10 @@ int co_fdatasync(int fd);
 int co_fallocate(int fd, int mode, uint64_t off, uint64_t len, unsigned hints);   /* IO_BULK */
 
 /* Sockets, blocking or not: tried at once, then waited for. With MSG_DONTWAIT
- * they give -EAGAIN instead of waiting. Sending never raises SIGPIPE. */
+ * they give -EAGAIN instead of waiting. Sending never raises SIGPIPE. @drained
+ * says that nothing was left there a moment ago, so that a try would be in vain. */
 ssize_t co_recv(int fd, void *buf, size_t len, int flags);
-ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags);
+ssize_t co_recvmsg(int fd, struct msghdr *msg, int flags, bool drained);
 ssize_t co_sendmsg(int fd, const struct msghdr *msg, int flags);
 
 /* These make @fd non-blocking. co_accept gives the new descriptor, close-on-exec

@@ -73,6 +73,10 @@ struct engine_ops {
      * until @deadline (loop_now time; 0: not at all) while nothing is. */
     void (*turn)(struct engine *e, uint64_t deadline);
 
+    /* Whether turn would find something done; cheap, as it is asked many times a
+     * microsecond or two. */
+    bool (*has_work)(struct engine *e);
+
     /* Cancel everything and see it to its end, until @deadline. False when the
      * kernel still holds memory of ours then. */
     bool (*quiesce)(struct engine *e, uint64_t deadline);

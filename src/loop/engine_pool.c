@@ -173,6 +173,13 @@ static void pool_turn(struct engine *e, uint64_t deadline)
     }
 }
 
+static bool pool_has_work(struct engine *e)
+{
+    struct pollfd pfd = { .fd = to_pool(e)->epoll_fd, .events = POLLIN };
+
+    return poll(&pfd, 1, 0) > 0;
+}
+
 static void pool_start(struct engine *e)
 {
 }
@@ -198,6 +205,7 @@ static const struct engine_ops pool_ops = {
     .submit = pool_submit,
     .cancel = pool_cancel,
     .turn = pool_turn,
+    .has_work = pool_has_work,
     .quiesce = pool_quiesce,
     .free = pool_free,
 };

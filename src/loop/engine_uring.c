@@ -180,6 +180,13 @@ static bool kernel_has_work(struct uring *u)
     return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
+static bool uring_has_work(struct engine *e)
+{
+    struct uring *u = to_uring(e);
+
+    return io_uring_cq_ready(&u->ring) || kernel_has_work(u);
+}
+
 static void enter(struct uring *u, uint64_t deadline)
 {
     uint64_t now = deadline && deadline != UINT64_MAX ? loop_now() : 0;
@@ -297,6 +304,7 @@ static const struct engine_ops uring_ops = {
     .submit = uring_submit,
     .cancel = uring_cancel,
     .turn = uring_turn,
+    .has_work = uring_has_work,
     .quiesce = uring_quiesce,
     .free = uring_free,
 };

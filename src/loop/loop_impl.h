@@ -62,6 +62,13 @@ struct inline_writes {
     unsigned quick;     /* inline writes in a row that were quick since then */
 };
 
+/* Whether to poll before sleeping; the story is in loop.c. */
+struct polling {
+    int score;          /* what polling brought lately, less what it cost */
+    unsigned skip;      /* so many waits go without it */
+    unsigned pause;     /* what skip was set to last; 0: long ago */
+};
+
 struct loop {
     /* Never changed after loop_new. */
     char name[16];
@@ -81,6 +88,7 @@ struct loop {
     struct list defers;
     struct timers timers;
     struct inline_writes inline_writes;
+    struct polling polling;
     bool running;
     bool ran;                   /* at least once: the engine belongs to this thread */
     pthread_t thread;

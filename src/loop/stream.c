@@ -14,6 +14,7 @@
 struct stream {
     int fd;
     bool shut;
+    bool drained;     /* the last receive left nothing in the socket */
     char *buf;
     size_t size;      /* of @buf */
     size_t off, len;  /* what is buffered */
@@ -63,13 +64,19 @@ void stream_consume(struct stream *s, size_t len)
 static ssize_t co_receive(struct stream *s, struct iovec *iov, int niov, int flags)
 {
     struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)niov };
+    size_t room = 0;
 
+    for (int i = 0; i < niov; i++)
+        room += iov[i].iov_len;
     if (s->shut)
         return -ESHUTDOWN;
 
-    ssize_t r = co_recvmsg(s->fd, &msg, flags);
+    ssize_t r = co_recvmsg(s->fd, &msg, flags, s->drained);
 
-    return r == 0 ? -ECONNRESET : r;
+    if (r <= 0)
+        return r == 0 ? -ECONNRESET : r;
+    s->drained = (size_t)r < room;
+    return r;
 }
 
 int co_stream_fill(struct stream *s, size_t want)
