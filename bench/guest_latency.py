@@ -7,7 +7,7 @@ Targets: a local qcow2, and a server that takes 20 ms for every write.
 import os
 import subprocess
 
-from common import Daemon, Nbdkit, fio, median, table
+from common import Daemon, Nbdkit, fio, make_disk, median, table
 
 SLOW = ["--filter=delay", "memory", "wdelay=20ms"]
 
@@ -46,9 +46,7 @@ def one(program, directory, image, kind, depth, seconds, size_mib):
 
 def run(ours, directory, where, rounds, seconds, size_mib=1024):
     image = os.path.join(directory, "disk.raw")
-    with open(image, "wb") as f:
-        for _ in range(size_mib):
-            f.write(os.urandom(1 << 20))
+    make_disk(image, size_mib)
     programs = {"stillpoint": [ours, "daemon"], "qemu-storage-daemon": ["qemu-storage-daemon"]}
     figures = {}
     for _ in range(rounds):

@@ -2,7 +2,7 @@
 """NBD requests a second on a raw file, beside qemu-storage-daemon and nbdkit."""
 import os
 
-from common import Daemon, Nbdkit, fio, median, spread, table
+from common import Daemon, Nbdkit, fio, make_disk, median, spread, table
 
 SHAPES = [("randread", "4k", 1), ("randwrite", "4k", 1), ("randread", "4k", 32),
           ("randwrite", "4k", 32), ("read", "1m", 8), ("write", "1m", 8)]
@@ -19,9 +19,7 @@ def peers(ours, directory, image):
 
 def run(ours, directory, where, rounds, seconds, size_mib=1024):
     image = os.path.join(directory, "disk.raw")
-    with open(image, "wb") as f:
-        for _ in range(size_mib):
-            f.write(os.urandom(1 << 20))
+    make_disk(image, size_mib)
     figures = {}
     for _ in range(rounds):
         for rw, bs, depth in SHAPES:

@@ -94,10 +94,12 @@ static void reap(struct backup *b)
         }
         if (c.work.tries)
             b->backoff = BACKUP_BACKOFF_MIN_NS;
-        if (c.work.kind == WORK_FLUSH)
+        if (c.work.kind == WORK_FLUSH) {
             b->flushed = true;
-        else if (b->list)
+        } else if (b->list) {
             worklist_done(b->list, &c.work);
+            depth_piece_done(&b->depth, c.work.kind == WORK_COPY ? c.work.len : 0, loop_now());
+        }
     }
 }
 
@@ -166,7 +168,7 @@ static void start_work(struct backup *b, uint64_t *wake_at)
 {
     uint64_t now = loop_now();
 
-    while (copier_in_flight(b->copier) < b->workers) {
+    while (copier_in_flight(b->copier) < b->depth.now) {
         if (!b->has_next && !next_work(b, now, wake_at))
             return;
         b->has_next = true;
@@ -206,6 +208,7 @@ static void co_copy_all(struct backup *b)
                 co_job_wait(b->job, DEADLINE_NEVER);
             else
                 co_job_pause_point(b->job);
+            depth_interrupted(&b->depth, loop_now());
             continue;
         }
         if (b->flushed)
@@ -216,7 +219,10 @@ static void co_copy_all(struct backup *b)
         }
         start_work(b, &wake_at);
         show_progress(b);
+        bool idle = !copier_in_flight(b->copier);
         co_job_wait(b->job, wake_at);
+        if (idle)
+            depth_interrupted(&b->depth, loop_now());
     }
 }
 

@@ -8,6 +8,7 @@
 #ifndef JOB_BACKUP_H
 #define JOB_BACKUP_H
 
+#include "base/limits.h"
 #include "block/graph.h"
 #include "cbw/view.h"
 #include "job/job.h"
@@ -28,7 +29,7 @@ enum backup_on_error {
     BACKUP_ON_ERROR_AUTO,       /* as enospc */
 };
 
-#define BACKUP_MAX_WORKERS_DEFAULT 8
+#define BACKUP_MAX_WORKERS_DEFAULT LIMIT_BACKUP_WORKERS
 #define BACKUP_MAX_CHUNK_DEFAULT 0      /* the copier chooses */
 
 struct backup_opts {
@@ -42,7 +43,8 @@ struct backup_opts {
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;
     bool auto_finalize, auto_dismiss;
-    uint32_t max_workers;        /* parallel copies, > 0; LIMIT_BACKUP_WORKERS at most run */
+    uint32_t max_workers;        /* parallel copies at most, > 0; bounded by
+                                  * LIMIT_BACKUP_WORKERS; depth.h says how many it takes */
     uint64_t max_chunk;          /* longest single copy, bytes; 0: choose */
     const struct job_events *events;     /* static; may be NULL */
     void *events_arg;

@@ -10,6 +10,7 @@
 #include "base/ratelimit.h"
 #include "job/backup.h"
 #include "job/copier.h"
+#include "job/depth.h"
 #include "job/worklist.h"
 
 /* Nothing new is begun while so much waits to be tried again. */
@@ -19,7 +20,7 @@ struct backup {
     struct job *job;               /* borrowed: it owns this */
     struct node *source, *target;  /* references */
     enum backup_on_error on_error[2];    /* by enum job_op */
-    unsigned workers;
+    struct depth depth;
 
     struct view *view;             /* NULL once everything is copied */
     struct view *ended;            /* the same, then */

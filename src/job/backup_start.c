@@ -181,8 +181,8 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
         .kick = kick_job,
         .kick_arg = b,
     });
-    b->workers = MIN(MIN(o->max_workers, LIMIT_BACKUP_WORKERS), LIMIT_BACKUP_BYTES / p->chunk);
-    assert(b->workers > 0);
+    depth_init(&b->depth, MIN(MIN(o->max_workers, LIMIT_BACKUP_WORKERS),
+                              (unsigned)(LIMIT_BACKUP_BYTES / p->chunk)), loop_now());
     return make_worklist(b, o, p, err);
 }
 
