@@ -168,7 +168,9 @@ static ssize_t write_inline(const struct engine_op *op, bool memory)
         return -EAGAIN;
 
     uint64_t began = memory ? 0 : loop_now();
-    ssize_t r = pwritev(op->fd, op->rw.iov, op->rw.niov, (off_t)op->rw.off);
+    ssize_t r = op->rw.niov == 1
+        ? pwrite(op->fd, op->rw.iov->iov_base, op->rw.iov->iov_len, (off_t)op->rw.off)
+        : pwritev(op->fd, op->rw.iov, op->rw.niov, (off_t)op->rw.off);
     int e = errno;
 
     if (!memory)

@@ -62,6 +62,17 @@ static void prep_rw(struct io_uring_sqe *sqe, const struct engine_op *op)
     sqe->rw_flags = op->rw.flags;
 }
 
+/* The plain receive has no list and no address to copy. */
+static void prep_recv(struct io_uring_sqe *sqe, const struct engine_op *op)
+{
+    const struct msghdr *m = op->msg.hdr;
+
+    if (m->msg_iovlen == 1 && !m->msg_name && !m->msg_control)
+        io_uring_prep_recv(sqe, op->fd, m->msg_iov->iov_base, m->msg_iov->iov_len, op->msg.flags);
+    else
+        io_uring_prep_recvmsg(sqe, op->fd, op->msg.hdr, (unsigned)op->msg.flags);
+}
+
 static void prep(struct io_uring_sqe *sqe, struct engine_op *op)
 {
     switch (op->kind) {
@@ -77,7 +88,7 @@ static void prep(struct io_uring_sqe *sqe, struct engine_op *op)
                                 (off_t)op->fallocate.len);
         break;
     case OP_RECVMSG:
-        io_uring_prep_recvmsg(sqe, op->fd, op->msg.hdr, (unsigned)op->msg.flags);
+        prep_recv(sqe, op);
         break;
     case OP_SENDMSG:
         io_uring_prep_sendmsg(sqe, op->fd, op->msg.hdr, (unsigned)op->msg.flags);
