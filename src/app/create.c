@@ -5,27 +5,29 @@
 #include "app/cli.h"
 #include "app/human.h"
 #include "app/image_name.h"
+#include "app/image_options.h"
 #include "app/offline.h"
+#include "app/preallocate.h"
 #include "base/mem.h"
-#include "drivers/qcow2/create.h"
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const formats[] = { "raw", "qcow2", NULL };
-static const char *const compats[] = { "0.10", "1.1", NULL };
-enum { COMPAT_0_10, COMPAT_1_1 };
-
 struct create_command {
-    const char *path, *backing;
-    int format, backing_format;    /* -1: by the name */
-    int compat;                    /* -1: not given */
+    const char *path;
+    int format;                    /* enum image_format; -1: by the name */
+    struct image_options o;        /* -o, and what the long options say */
     uint64_t size;                 /* bytes; UINT64_MAX: the backing file's */
-    uint64_t cluster_size, refcount_bits;
     bool force, created;
     struct err err;
+
+    /* The long options, before they are put into .o. */
+    struct cli_list given;
+    const char *backing;
+    int backing_format, compat, preallocation;     /* -1: not given */
+    uint64_t cluster_size, refcount_bits;          /* 0: not given */
 };
 
 /* ---- the backing file ---------------------------------------------------------------------- */
@@ -34,10 +36,10 @@ struct create_command {
  * new image can be, and how large it is. */
 static bool co_look_at_backing(struct create_command *c, uint64_t *ret_size)
 {
-    CLEANUP(free) char *path = image_path_beside(c->path, c->backing);
+    CLEANUP(free) char *path = image_path_beside(c->path, c->o.backing_file);
     const struct offline_open o = {
-        .name = path, .format = c->backing_format < 0 ? NULL : formats[c->backing_format],
-        .no_backing = true, .force_share = true,
+        .name = path, .format = image_formats[c->o.backing_fmt], .no_backing = true,
+        .force_share = true,
     };
     struct node *n = co_offline_open(&o, &c->err);
 
@@ -91,32 +93,26 @@ static bool co_make_raw(struct create_command *c, struct node *file)
         return err_set(&c->err, -EINVAL, "'%s' is as large as it is: there is nothing to create",
                        c->path);
     /* Cut first, so that no old content is left. */
-    return co_node_resize(file, 0, &c->err) && co_node_resize(file, c->size, &c->err);
+    return co_node_resize(file, 0, &c->err) && co_node_resize(file, c->size, &c->err) &&
+           co_preallocate(file, 0, c->size, (enum image_prealloc)c->o.preallocation, &c->err);
 }
 
 static bool co_make_qcow2(struct create_command *c, struct node *file)
 {
-    const struct qcow2_create_opts o = {
-        .size = c->size,
-        .cluster_size = (uint32_t)c->cluster_size,
-        .version = c->compat < 0 ? 0 : c->compat == COMPAT_0_10 ? 2 : 3,
-        .refcount_bits = (uint32_t)c->refcount_bits,
-        .backing_file = c->backing,
-        .backing_format = c->backing ? formats[c->backing_format] : NULL,
-    };
+    struct qcow2_create_opts o;
 
-    return co_qcow2_create(file, &o, &c->err);
+    return image_options_for_qcow2(&c->o, c->size, &o, &c->err) &&
+           co_qcow2_create(file, &o, &c->err);
 }
 
 static bool co_make_image(struct create_command *c)
 {
-    bool qcow2 = strcmp(formats[c->format], "qcow2") == 0;
     struct node *file = co_open_alone(c);
 
     if (!file)
         return false;
 
-    bool ok = (qcow2 ? co_make_qcow2 : co_make_raw)(c, file);
+    bool ok = (c->format == IMAGE_QCOW2 ? co_make_qcow2 : co_make_raw)(c, file);
     int r = ok ? co_node_flush(file) : 0;
 
     if (r < 0)
@@ -130,7 +126,7 @@ static int co_create(void *arg)
     struct create_command *c = arg;
     uint64_t backing_size;
 
-    if (c->backing) {
+    if (c->o.has_backing_file) {
         if (!co_look_at_backing(c, &backing_size))
             return c->err.code;
         if (c->size == UINT64_MAX)
@@ -149,7 +145,54 @@ static int co_create(void *arg)
 
 static int index_of_format(const char *name)
 {
-    return strcmp(name, "qcow2") == 0;
+    return strcmp(name, "qcow2") == 0 ? IMAGE_QCOW2 : IMAGE_RAW;
+}
+
+static bool once(bool has, const char *option, const char *key, struct err *err)
+{
+    return !has || err_set(err, -EINVAL, "--%s and -o %s say the same: leave one out", option, key);
+}
+
+/* Put the long options in with those of -o. */
+static bool merge_options(struct create_command *c)
+{
+    struct image_options *o = &c->o;
+
+    if ((c->backing && !once(o->has_backing_file, "backing", "backing_file", &c->err)) ||
+        (c->backing_format >= 0 &&
+         !once(o->has_backing_fmt, "backing-format", "backing_fmt", &c->err)) ||
+        (c->cluster_size && !once(o->has_cluster_size, "cluster-size", "cluster_size", &c->err)) ||
+        (c->refcount_bits &&
+         !once(o->has_refcount_bits, "refcount-bits", "refcount_bits", &c->err)) ||
+        (c->compat >= 0 && !once(o->has_compat, "compat", "compat", &c->err)) ||
+        (c->preallocation >= 0 &&
+         !once(o->has_preallocation, "preallocation", "preallocation", &c->err)))
+        return false;
+    if (c->backing) {
+        o->has_backing_file = true;
+        o->backing_file = xstrdup(c->backing);
+    }
+    if (c->backing_format >= 0) {
+        o->has_backing_fmt = true;
+        o->backing_fmt = c->backing_format;
+    }
+    if (c->cluster_size) {
+        o->has_cluster_size = true;
+        o->cluster_size = c->cluster_size;
+    }
+    if (c->refcount_bits) {
+        o->has_refcount_bits = true;
+        o->refcount_bits = (uint32_t)c->refcount_bits;
+    }
+    if (c->compat >= 0) {
+        o->has_compat = true;
+        o->compat = c->compat;
+    }
+    if (c->preallocation >= 0) {
+        o->has_preallocation = true;
+        o->preallocation = c->preallocation;
+    }
+    return true;
 }
 
 /* What can be said without looking at anything. -1: go on. */
@@ -159,15 +202,20 @@ static int check_options(struct create_command *c)
 
     if (c->format < 0)
         c->format = index_of_format(image_format_by_name(c->path));
-    qcow2 = c->format == index_of_format("qcow2");
+    qcow2 = c->format == IMAGE_QCOW2;
     if (image_name_is_uri(c->path))
         return cli_misuse("create", "'%s' is not a file: servers make their own exports", c->path);
-    if (!qcow2 && (c->backing || c->compat >= 0 || c->cluster_size || c->refcount_bits))
+    if (!qcow2 && (c->backing || c->backing_format >= 0 || c->compat >= 0 || c->cluster_size ||
+                   c->refcount_bits))
         return cli_misuse("create", "a raw image has neither a backing file nor other "
                           "options: say --format qcow2, or a name that ends in .qcow2");
-    if (c->backing_format >= 0 && !c->backing)
-        return cli_misuse("create", "--backing-format without --backing");
-    if (c->size == UINT64_MAX && !c->backing)
+    if (!image_options_decode(&c->given, (enum image_format)c->format, &c->o, &c->err) ||
+        !merge_options(c))
+        return cli_misuse("create", "%s", c->err.text);
+    if (c->o.has_backing_fmt && !c->o.has_backing_file)
+        return cli_misuse("create", c->backing_format >= 0 ? "--backing-format without --backing"
+                                                            : "backing_fmt without backing_file");
+    if (c->size == UINT64_MAX && !c->o.has_backing_file)
         return cli_misuse("create", "how large shall it be? Say SIZE, such as 20G");
     return -1;
 }
@@ -178,58 +226,81 @@ static bool settle_backing_format(struct create_command *c)
     CLEANUP(free) char *path = NULL;
     const char *format;
 
-    if (!c->backing || c->backing_format >= 0)
+    if (!c->o.has_backing_file || c->o.has_backing_fmt)
         return true;
-    path = image_path_beside(c->path, c->backing);
+    path = image_path_beside(c->path, c->o.backing_file);
     format = image_format_to_read(path, NULL, &c->err);
     if (!format)
         return err_set(&c->err, -EINVAL, "The backing file '%s' looks like a qcow2 image, but its "
                        "name does not say so: say --backing-format", path);
-    c->backing_format = index_of_format(format);
+    c->o.has_backing_fmt = true;
+    c->o.backing_fmt = index_of_format(format);
     return true;
+}
+
+static int run(struct create_command *c)
+{
+    char buf[HUMAN_TEXT];
+    int status = check_options(c);
+
+    if (status >= 0)
+        return status;
+    if (!settle_backing_format(c) || offline_run(co_create, c, &c->err) < 0)
+        return cli_fail("create", &c->err);
+    printf("%s: %s, %s\n", c->path, image_formats[c->format], human_size(c->size, buf));
+    return cli_end_output("create");
 }
 
 int cmd_create(int argc, char **argv)
 {
     struct create_command c = {
-        .format = -1, .backing_format = -1, .compat = -1, .size = UINT64_MAX, .err = ERR_INIT,
+        .format = -1, .backing_format = -1, .compat = -1, .preallocation = -1,
+        .size = UINT64_MAX, .err = ERR_INIT,
     };
     const struct cli_option options[] = {
         { "format", 'f', CLI_CHOICE, &c.format, NULL, "by the name's ending unless given",
-          formats },
+          image_formats },
         { "backing", 'b', CLI_TEXT, &c.backing, "FILE",
           "the image to stand on, as the new one is to name it; SIZE may be left out then" },
         { "backing-format", 'F', CLI_CHOICE, &c.backing_format, NULL,
-          "by the name's ending unless given", formats },
+          "by the name's ending unless given", image_formats },
         { "cluster-size", 0, CLI_SIZE, &c.cluster_size, "SIZE",
           "of qcow2: 512 to 2M, a power of two; 64k unless given", .max = UINT32_MAX },
         { "refcount-bits", 0, CLI_NUMBER, &c.refcount_bits, "N",
           "of qcow2: 1 to 64, a power of two; 16 unless given", .max = 64 },
         { "compat", 0, CLI_CHOICE, &c.compat, NULL,
-          "of qcow2: 0.10 is version 2, 1.1 is version 3", compats },
+          "of qcow2: 0.10 is version 2, 1.1 is version 3", image_compats },
+        { "preallocation", 0, CLI_CHOICE, &c.preallocation, NULL,
+          "what gets its space now", image_preallocs },
+        CLI_IMAGE_OPTIONS(&c.given),
         { "force", 0, CLI_FLAG, &c.force, NULL, "overwrite what is there" },
         { 0 },
     };
     const struct cli_command command = {
-        "create", "IMAGE [SIZE]", 1, 2, "Make a new image.", options,
+        "create", "IMAGE [SIZE]", 0, 2, "Make a new image.", options,
         "  stillpoint create disk.qcow2 20G\n"
-        "  stillpoint create overlay.qcow2 --backing disk.qcow2",
+        "  stillpoint create overlay.qcow2 --backing disk.qcow2\n"
+        "  stillpoint create disk.qcow2 1T -o cluster_size=128k,preallocation=metadata",
     };
-    char buf[HUMAN_TEXT];
     int first, status;
 
     if (!cli_parse(&command, argc, argv, &first, &status))
         return status;
+    if (image_options_want_help(&c.given)) {
+        const char *name = argc > first ? argv[first] : "a.qcow2";
+
+        if (c.format < 0)
+            c.format = index_of_format(image_format_by_name(name));
+        return image_options_print_help("create", (enum image_format)c.format);
+    }
+    if (argc == first)
+        return cli_misuse("create", "something is missing: it takes %s", command.operands);
     c.path = argv[first];
     if (argc - first > 1 && !schema_parse_size(argv[first + 1], &c.size, &c.err))
         return cli_misuse("create", "SIZE: %s", c.err.text);
     if (argc - first > 1 && c.size > INT64_MAX)
         return cli_misuse("create", "SIZE: '%s' is more than an image can have", argv[first + 1]);
-    status = check_options(&c);
-    if (status >= 0)
-        return status;
-    if (!settle_backing_format(&c) || offline_run(co_create, &c, &c.err) < 0)
-        return cli_fail("create", &c.err);
-    printf("%s: %s, %s\n", c.path, formats[c.format], human_size(c.size, buf));
-    return cli_end_output("create");
+    status = run(&c);
+    image_options_clear(&c.o);
+    return status;
 }

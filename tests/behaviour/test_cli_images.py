@@ -1,103 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""create, info, map and compare, with qemu-img as the judge of what they say."""
+"""info, map and compare, with qemu-img as the judge of what they say."""
 import json
 import os
-import subprocess
 
 import pytest
-from cli import MiB, QemuNbd, make_image
+from cli import MiB, QemuNbd, fails, held_open, make_image
 from stillpoint import qemu_img, run, stillpoint
-
-
-def fails(*args, status=1):
-    done = stillpoint(*args, check=False)
-    assert done.returncode == status, done
-    assert done.stdout == ""
-    return done.stderr
-
-
-@pytest.fixture
-def chain(tmp_path):
-    """base.raw <- mid.qcow2 <- top.qcow2, each with something of its own."""
-    base = make_image(tmp_path / "base.raw", 8 * MiB, writes=["write -P 1 0 1M"])
-    mid = make_image(tmp_path / "mid.qcow2", 8 * MiB, backing=base,
-                     writes=["write -P 2 512k 1M", "write -z 2M 256k", "write -P 9 7M 64k"])
-    return make_image(tmp_path / "top.qcow2", 8 * MiB, backing=mid,
-                      writes=["write -P 3 64k 64k", "discard 512k 128k", "write -z 3M 128k"])
-
-
-# ---- create ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options, expected", [
-    ([], {"compat": "1.1", "refcount-bits": 16}),
-    (["--compat", "0.10"], {"compat": "0.10", "refcount-bits": 16}),
-    (["--cluster-size", "512", "--refcount-bits", "1"], {"compat": "1.1", "refcount-bits": 1}),
-    (["--cluster-size", "2M", "--refcount-bits", "64"], {"compat": "1.1", "refcount-bits": 64}),
-])
-def test_create_makes_what_was_asked_for(options, expected, tmp_path):
-    image = tmp_path / "a.qcow2"
-    stillpoint("create", image, "100M", *options)
-    qemu_img("check", image)
-    info = json.loads(qemu_img("info", "--output=json", image).stdout)
-    assert info["virtual-size"] == 100 * MiB
-    if "--cluster-size" in options:
-        assert info["cluster-size"] == {"512": 512, "2M": 2 * MiB}[options[1]]
-    data = info["format-specific"]["data"]
-    assert {k: data[k] for k in expected} == expected
-
-
-def test_create_raw_is_sparse(tmp_path):
-    image = tmp_path / "a.img"
-    stillpoint("create", image, "1G")
-    st = os.stat(image)
-    assert (st.st_size, st.st_blocks) == (1 << 30, 0)
-
-
-def test_create_over_a_backing_file_takes_its_size(chain, tmp_path):
-    stillpoint("create", tmp_path / "new.qcow2", "--backing", "top.qcow2")
-    info = json.loads(qemu_img("info", "--output=json", tmp_path / "new.qcow2").stdout)
-    assert info["virtual-size"] == 8 * MiB
-    assert (info["backing-filename"], info["backing-filename-format"]) == ("top.qcow2", "qcow2")
-    qemu_img("compare", tmp_path / "new.qcow2", chain)
-
-
-def test_create_wants_to_know_what_a_backing_file_is(chain, tmp_path):
-    os.rename(chain, tmp_path / "top.img")
-    words = fails("create", tmp_path / "new.qcow2", "--backing", "top.img")
-    assert "say --backing-format" in words
-    stillpoint("create", tmp_path / "new.qcow2", "--backing", "top.img", "--backing-format",
-               "qcow2")
-
-
-def test_create_leaves_what_is_there_alone(tmp_path):
-    image = make_image(tmp_path / "a.raw", writes=["write -P 5 0 64k"])
-    assert "exists: choose another name, or overwrite it with --force" in \
-        fails("create", image, "1M")
-    assert os.path.getsize(image) == 8 * MiB
-    stillpoint("create", image, "1M", "--force")
-    assert os.path.getsize(image) == MiB
-    assert open(image, "rb").read() == bytes(MiB)
-
-
-@pytest.mark.parametrize("args, words", [
-    (["nodir/a.qcow2", "1M"], "Cannot create 'nodir/a.qcow2': No such file or directory"),
-    (["a.qcow2", "1M", "--cluster-size", "1000"], "luster size"),
-    (["a.qcow2", "1M", "--refcount-bits", "3"], "efcount"),
-    (["a.qcow2", "1M", "--backing", "none.raw"], "The backing file: Could not open 'none.raw'"),
-    (["/dev/null", "1M"], "is neither a file nor a block device"),
-])
-def test_create_says_why_not(args, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert words in fails("create", *args)
-    assert os.listdir(tmp_path) == []
-
-
-def test_create_keeps_off_an_image_in_use(tmp_path):
-    image = make_image(tmp_path / "a.qcow2", writes=["write -P 5 0 64k"])
-    with held_open(image):
-        assert "is open in another process" in fails("create", image, "1M", "--force")
-    qemu_img("check", image)
 
 
 # ---- info --------------------------------------------------------------------------------------
@@ -290,27 +198,6 @@ def test_compare_reads_errors_as_errors(tmp_path):
 
 
 # ---- images that others have open --------------------------------------------------------------
-
-
-class held_open:
-    """A qemu-io process that has an image open for writing."""
-
-    def __init__(self, image):
-        fmt = "qcow2" if str(image).endswith(".qcow2") else "raw"
-        self.process = subprocess.Popen(["qemu-io", "-f", fmt, str(image)], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def __enter__(self):
-        self.process.stdin.write("length\n")
-        self.process.stdin.flush()
-        while "iB" not in self.process.stdout.readline():
-            pass
-        return self
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
 
 
 @pytest.mark.parametrize("command", [["info"], ["map"], ["map", "--json"]])

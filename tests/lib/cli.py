@@ -8,7 +8,8 @@ import signal
 import subprocess
 import time
 
-from stillpoint import BINARY, DEADLINE, ENGINE, Process, Qmp, poll_until, qemu_img, run
+from stillpoint import (BINARY, DEADLINE, ENGINE, Process, Qmp, poll_until, qemu_img, run,
+                        stillpoint)
 
 MiB = 1 << 20
 
@@ -25,6 +26,35 @@ def make_image(path, size=8 * MiB, fmt=None, backing=None, writes=()):
         commands = [arg for w in writes for arg in ("-c", w)]
         run("qemu-io", "-f", fmt, *commands, path)
     return path
+
+
+def fails(*args, status=1):
+    """What a command that has to fail says."""
+    done = stillpoint(*args, check=False)
+    assert done.returncode == status, done
+    assert done.stdout == ""
+    return done.stderr
+
+
+class held_open:
+    """A qemu-io process that has an image open for writing."""
+
+    def __init__(self, image):
+        fmt = "qcow2" if str(image).endswith(".qcow2") else "raw"
+        self.process = subprocess.Popen(["qemu-io", "-f", fmt, str(image)], text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self):
+        self.process.stdin.write("length\n")
+        self.process.stdin.flush()
+        while "iB" not in self.process.stdout.readline():
+            pass
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
 
 
 def files_in(directory):
