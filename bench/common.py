@@ -61,9 +61,11 @@ def wait_socket(path, process):
 
 
 class Daemon:
-    """A storage daemon with one writable disk "d" (node and export) and a monitor."""
+    """A storage daemon with one writable disk "d" (node and export) and a monitor.
 
-    def __init__(self, program, directory, image, fmt="raw", aio="threads", extra=()):
+    @options: more options of the disk's node, each with a comma before it."""
+
+    def __init__(self, program, directory, image, fmt="raw", aio="threads", options=""):
         self.socket = os.path.join(directory, "nbd.sock")
         self.control = os.path.join(directory, "qmp.sock")
         for path in (self.socket, self.control):
@@ -72,11 +74,11 @@ class Daemon:
         self.process = subprocess.Popen(
             [*program, "--blockdev", f"driver=file,node-name=f,filename={image},aio={aio},"
              "discard=unmap",
-             "--blockdev", f"driver={fmt},node-name=d,file=f,discard=unmap",
+             "--blockdev", f"driver={fmt},node-name=d,file=f,discard=unmap{options}",
              "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
              "--export", "type=nbd,id=e,node-name=d,name=d,writable=on",
              "--chardev", f"socket,id=c,path={self.control},server=on,wait=off",
-             "--monitor", "chardev=c", *extra])
+             "--monitor", "chardev=c"])
         wait_socket(self.socket, self.process)
         wait_socket(self.control, self.process)
         self.uri = f"nbd+unix:///d?socket={self.socket}"
@@ -118,10 +120,14 @@ class Nbdkit:
         self.process.wait()
 
 
-def fio_start(uri, rw, bs, depth, seconds, size, out):
+def fio_start(uri, rw, bs, depth, seconds, size, out, count=None):
+    """For @seconds; with None, @count requests or, without that too, the size once."""
+    length = ["--time_based", f"--runtime={seconds}"] if seconds else []
+    if count:
+        length = [f"--number_ios={count}"]
     return subprocess.Popen(
         ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={bs}",
-         f"--iodepth={depth}", f"--runtime={seconds}", "--time_based", f"--size={size}",
+         f"--iodepth={depth}", *length, f"--size={size}",
          "--norandommap", "--randrepeat=0", "--output-format=json", f"--output={out}"],
         stdout=subprocess.DEVNULL)
 
@@ -138,9 +144,9 @@ def fio_result(process, out):
             "p99": percentile.get("99.000000", 0) / 1e3, "max": side["clat_ns"]["max"] / 1e3}
 
 
-def fio(uri, rw, bs, depth, seconds, size, directory):
+def fio(uri, rw, bs, depth, seconds, size, directory, count=None):
     out = os.path.join(directory, "fio.json")
-    return fio_result(fio_start(uri, rw, bs, depth, seconds, size, out), out)
+    return fio_result(fio_start(uri, rw, bs, depth, seconds, size, out, count), out)
 
 
 def timed(*command):
