@@ -70,8 +70,9 @@ prepare_fuzzers() {
 
 fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
     mkdir -p "build-fuzz/corpus/$1" build-fuzz/found
-    step "fuzz-$1" "build-fuzz/tests/fuzz/hunt-$(echo "$1" | tr _ -)" -seed="$seed" \
-        -max_total_time=20 -artifact_prefix="build-fuzz/found/$1-" \
+    step "fuzz-$1" env ASAN_OPTIONS=quarantine_size_mb=32 \
+        "build-fuzz/tests/fuzz/hunt-$(echo "$1" | tr _ -)" -seed="$seed" \
+        -max_total_time=20 -timeout=30 -rss_limit_mb=512 -artifact_prefix="build-fuzz/found/$1-" \
         "build-fuzz/corpus/$1" "tests/fuzz/corpus/$1"
 }
 
