@@ -8,11 +8,6 @@
 #include "base/range.h"
 #include <inttypes.h>
 
-#define EXT_END 0x00000000U
-#define EXT_BACKING_FORMAT 0xe2792acaU
-#define EXT_FEATURE_NAMES 0x6803f857U
-#define EXT_CRYPTO 0x0537be77U
-
 /* "Feature name table" */
 #define FEATURE_ENTRY_BYTES 48
 #define FEATURE_NAME_BYTES 46
@@ -153,18 +148,18 @@ static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header
         uint32_t type = load_be32(buf + at), bytes = load_be32(buf + at + 4);
 
         at += 8;
-        if (type == EXT_END)
+        if (type == QCOW2_EXT_END)
             return true;
         if (bytes > end - at)
             return err_set(err, -EINVAL, "header extension 0x%08" PRIx32 " of %" PRIu32 " bytes "
                            "does not fit into the header", type, bytes);
-        if (type == EXT_BACKING_FORMAT && !parse_backing_format(buf + at, bytes, h, err))
+        if (type == QCOW2_EXT_BACKING_FORMAT && !parse_backing_format(buf + at, bytes, h, err))
             return false;
-        if (type == EXT_FEATURE_NAMES) {
+        if (type == QCOW2_EXT_FEATURE_NAMES) {
             x->names = buf + at;
             x->names_bytes = bytes;
         }
-        x->crypto |= type == EXT_CRYPTO;
+        x->crypto |= type == QCOW2_EXT_CRYPTO;
         at += align_up(bytes, 8);
     }
     return true;
@@ -313,7 +308,7 @@ bool qcow2_header_write(const struct qcow2_header *h, void *buf, struct err *err
             p[104] = h->compression;
     }
     if (format_bytes) {
-        store_be32(p + at, EXT_BACKING_FORMAT);
+        store_be32(p + at, QCOW2_EXT_BACKING_FORMAT);
         store_be32(p + at + 4, (uint32_t)format_bytes);
         memcpy(p + at + 8, h->backing_format, format_bytes);
         at += 8 + align_up(format_bytes, 8);

@@ -77,6 +77,47 @@ uint32_t qcow2_peek_cluster_size(const void *buf, size_t len);
  * False when they do not fit into the cluster. */
 MUST_CHECK bool qcow2_header_write(const struct qcow2_header *h, void *buf, struct err *err);
 
+/* ---- Header extensions --------------------------------------------------- */
+
+#define QCOW2_EXT_END 0x00000000U
+#define QCOW2_EXT_BACKING_FORMAT 0xe2792acaU
+#define QCOW2_EXT_FEATURE_NAMES 0x6803f857U
+#define QCOW2_EXT_BITMAPS 0x23852875U
+#define QCOW2_EXT_CRYPTO 0x0537be77U
+#define QCOW2_EXT_DATA_FILE 0x44415441U
+
+struct qcow2_extension {
+    uint32_t type, bytes;
+    const void *data;            /* NULL: none of this type */
+};
+
+/* The extension in a first cluster at *at, a position that begins with the header's
+ * length: true and *ret, and *at is past it; false at the end of them. A cluster
+ * that qcow2_header_parse accepted; @len as there, and cut at the backing name. */
+bool qcow2_next_extension(const void *buf, size_t len, size_t *at, struct qcow2_extension *ret);
+
+/* What a rewrite of the header changes; all else stays byte for byte. */
+struct qcow2_header_change {
+    bool backing;                /* another backing file, or none: */
+    const char *backing_file, *backing_format;   /* NULL: none */
+    /* Put these in place of those of the same type, or behind all, or leave their
+     * type out. */
+    const struct qcow2_extension *extensions;
+    size_t n_extensions;
+    uint64_t autoclear_set, autoclear_clear;     /* version 3 */
+};
+
+/* Make the first cluster anew from the one at @old (@len bytes, which may end
+ * early): header fields as they are, however long it is, unknown extensions as they
+ * are, what @c says changed. The table of feature names goes if there is no room
+ * otherwise. @buf is one cluster, zeroed behind all that; *ret_bytes: as far as it
+ * or @old has anything. What lies behind the first sector is laid so that the
+ * old first sector still goes with it, unless extensions reach there (so an old name
+ * stays, which nothing points to). */
+MUST_CHECK bool qcow2_header_rebuild(const void *old, size_t len,
+                                     const struct qcow2_header_change *c, void *buf,
+                                     size_t *ret_bytes, struct err *err);
+
 /* L1 entries that a disk of @size bytes needs. */
 uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits);
 

@@ -1,18 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The header while the image is open: fields that change are rewritten in place,
- * each group in one write that lies inside a sector; extensions are never moved.
- * And the last line of defence: what may not be overwritten as data.
+ * each group in one write that lies inside a sector; extensions and the backing
+ * name move only when the first cluster is rewritten as a whole. And the last line
+ * of defence: what may not be overwritten as data.
  */
+#include "base/mem.h"
 #include "base/range.h"
+#include "drivers/drivers.h"
+#include "drivers/qcow2/rename.h"
 #include "drivers/qcow2/qcow2.h"
+
+#define SECTOR 512
+
+/* Not while the cluster is being rewritten, which would bring the old field back. */
+static int co_write_field(struct qcow2 *s, uint64_t at, uint64_t len, const void *buf)
+{
+    int r;
+
+    co_mutex_lock(&s->header_lock);
+    r = co_qcow2_meta_write(s, at, len, buf);
+    co_mutex_unlock(&s->header_lock);
+    return r;
+}
 
 static int co_write_u64_field(struct qcow2 *s, uint64_t at, uint64_t v)
 {
     uint8_t buf[8];
 
     store_be64(buf, v);
-    return co_qcow2_meta_write(s, at, sizeof(buf), buf);
+    return co_write_field(s, at, sizeof(buf), buf);
 }
 
 void qcow2_stop_writing(struct qcow2 *s)
@@ -67,7 +84,7 @@ int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clust
 
     store_be64(buf, off);
     store_be32(buf + 8, clusters);
-    r = co_qcow2_meta_write(s, QCOW2_FIELD_REFTABLE, sizeof(buf), buf);
+    r = co_write_field(s, QCOW2_FIELD_REFTABLE, sizeof(buf), buf);
     if (r < 0)
         return r;
     s->header.reftable_off = off;
@@ -82,7 +99,7 @@ int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries)
 
     store_be32(buf, entries);
     store_be64(buf + 4, off);
-    r = co_qcow2_meta_write(s, QCOW2_FIELD_L1, sizeof(buf), buf);
+    r = co_write_field(s, QCOW2_FIELD_L1, sizeof(buf), buf);
     if (r < 0)
         return r;
     s->header.l1_entries = entries;
@@ -99,6 +116,82 @@ int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size)
     s->header.size = size;
     return 0;
 }
+
+/* ---- the first cluster as a whole ----------------------------------------- */
+
+/* The first sector last: what is behind it does not harm the old one, and the rest
+ * of the new one is there when it comes. */
+static int co_write_cluster(struct qcow2 *s, const uint8_t *buf, size_t bytes)
+{
+    int r = co_qcow2_flush_file(s);
+
+    if (r == 0 && bytes > SECTOR) {
+        r = co_qcow2_meta_write(s, SECTOR, bytes - SECTOR, buf + SECTOR);
+        if (r == 0)
+            r = co_qcow2_flush_file(s);
+    }
+    if (r == 0)
+        r = co_qcow2_meta_write(s, 0, MIN(bytes, (size_t)SECTOR), buf);
+    return r < 0 ? r : co_qcow2_flush_file(s);
+}
+
+static bool co_rewrite_locked(struct qcow2 *s, const struct qcow2_header_change *c,
+                              struct err *err)
+{
+    uint64_t have = MIN(node_size(s->file), s->cluster_size);
+    CLEANUP(free) void *old = try_alloc_aligned(s->cluster_size);
+    CLEANUP(free) void *buf = try_alloc_aligned(s->cluster_size);
+    CLEANUP(free) struct qcow2_header *h = malloc(sizeof(*h));
+    size_t bytes;
+    int r = old && buf && h ? co_qcow2_meta_read(s, 0, have, old) : -ENOMEM;
+
+    if (r < 0)
+        return err_errno(err, r, "could not read the qcow2 header");
+    if (!qcow2_header_rebuild(old, have, c, buf, &bytes, err) ||
+        !qcow2_header_parse(buf, s->cluster_size, h, err))
+        return false;
+    if (!s->write_ready)
+        return err_set(err, -EIO, "the image cannot be written to any more");
+    r = co_write_cluster(s, buf, bytes);
+    if (r < 0) {
+        qcow2_stop_writing(s);      /* what the header says is not known */
+        return err_errno(err, r, "could not write the qcow2 header");
+    }
+    h->incompatible |= s->header.incompatible & QCOW2_INCOMPAT_CORRUPT;
+    s->header = *h;
+    s->names_backing = h->has_backing;
+    return true;
+}
+
+bool co_qcow2_rewrite_header(struct qcow2 *s, const struct qcow2_header_change *c,
+                             struct err *err)
+{
+    bool ok;
+
+    co_mutex_lock(&s->header_lock);
+    ok = co_rewrite_locked(s, c, err);
+    co_mutex_unlock(&s->header_lock);
+    return ok;
+}
+
+bool co_qcow2_rename_backing(struct node *n, const char *file, const char *format,
+                             struct err *err)
+{
+    struct qcow2_header_change c = {
+        .backing = true, .backing_file = file, .backing_format = format,
+    };
+    int r;
+
+    assert(n->drv == &qcow2_driver);
+    if (n->read_only)
+        return err_set(err, -EROFS, "Node '%s' is read-only", n->name);
+    r = co_qcow2_begin_write(n->state);
+    if (r < 0)
+        return err_errno(err, r, "could not write to the image");
+    return co_qcow2_rewrite_header(n->state, &c, err);
+}
+
+/* ---- what may not be overwritten ------------------------------------------ */
 
 static bool touches_table(const struct qcow2 *s, const struct qcow2_table *t, uint64_t host,
                           uint64_t len)

@@ -138,6 +138,7 @@ static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_optio
     s->file = edge_node(n->file);
     list_init(&s->claims);
     list_init(&s->creations);
+    co_mutex_init(&s->header_lock);
     co_mutex_init(&s->reftable_lock);
     co_mutex_init(&s->store_lock);
     co_mutex_init(&s->grow_lock);

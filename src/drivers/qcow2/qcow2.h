@@ -44,11 +44,12 @@ struct qcow2 {
     uint8_t l2_slice_bits;       /* L2 entries in a slice: 1 << bits */
     uint8_t ref_slice_bits;      /* refcounts in a slice */
     uint8_t ref_block_bits;      /* refcounts in a block */
-    bool names_backing;          /* the header names a backing file, open or not */
     bool pass_discard_request, pass_discard_other, discard_no_unref;
 
     /* The header as it is in the file. */
     struct qcow2_header header;
+    bool names_backing;          /* it names a backing file, open or not */
+    struct co_mutex header_lock; /* one write to the first cluster at a time */
     bool write_ready;            /* writing is allowed, and the header fit for it */
     bool wrote;                  /* something was allocated since opening */
 
@@ -128,6 +129,13 @@ void qcow2_stop_writing(struct qcow2 *s);
 MUST_CHECK int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters);
 MUST_CHECK int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries);
 MUST_CHECK int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size);
+
+/* Rewrite the first cluster with @c changed and all that is not known here kept
+ * (format.h), in the file and in s->header; flushed before and after, so what the
+ * new header names may have been written just now. Writing must have begun. After a
+ * failure half way writing stops. Suspends. */
+MUST_CHECK bool co_qcow2_rewrite_header(struct qcow2 *s, const struct qcow2_header_change *c,
+                                        struct err *err);
 
 /* Whether the host range touches the header, a table or a refcount block. */
 bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len);
