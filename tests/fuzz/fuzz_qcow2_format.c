@@ -15,7 +15,10 @@ static void check_header(const struct qcow2_header *h)
     assert(h->refcount_order <= 6);
     assert(h->header_bytes <= 1U << h->cluster_bits);
     assert(h->l1_entries <= LIMIT_QCOW2_L1_BYTES / 8);
-    assert(h->l1_entries >= qcow2_l1_entries_for(h->size, h->cluster_bits));
+    bool extended = h->incompatible & QCOW2_INCOMPAT_EXTL2;
+
+    assert(h->cluster_bits >= 14 || !extended);
+    assert(h->l1_entries >= qcow2_l1_entries_for(h->size, h->cluster_bits, extended));
     assert(h->reftable_clusters > 0);
     assert((uint64_t)h->reftable_clusters << h->cluster_bits <= LIMIT_QCOW2_REFTABLE_BYTES);
     assert(is_aligned(h->l1_off | h->reftable_off, 1ULL << h->cluster_bits));
@@ -37,6 +40,22 @@ static void check_round_trip(const struct qcow2_header *h)
         assert(!memcmp(buf, buf + cluster, cluster));
     }
     free(buf);
+}
+
+static void check_bitmaps(const struct qcow2_geometry *g, const uint8_t *data, size_t size)
+{
+    for (size_t i = 0; i < size / 16; i++) {
+        struct qcow2_l2_entry e;
+
+        if (!qcow2_l2_entry_get_extended(g, data, i, &e))
+            continue;
+        assert(!(e.alloc & e.zero) && (e.host || !e.alloc));
+        assert(e.kind != QCOW2_NORMAL || (e.host && e.alloc == UINT32_MAX));
+        assert(e.kind != QCOW2_UNALLOCATED || !(e.host | e.alloc | e.zero));
+        assert(e.kind != QCOW2_COMPRESSED_KIND || !(e.alloc | e.zero));
+        assert((e.kind == QCOW2_ZERO_ALLOC || e.kind == QCOW2_ZERO_PLAIN) ==
+               (e.zero == UINT32_MAX));
+    }
 }
 
 static void check_entries(const struct qcow2_geometry *g, const uint8_t *data, size_t size)
@@ -76,10 +95,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         assert(cluster == 1U << h.cluster_bits);
         check_header(&h);
         check_round_trip(&h);
-        g.cluster_bits = (uint8_t)h.cluster_bits;
-        g.l2_bits = (uint8_t)(h.cluster_bits - 3);
-        g.version = (uint8_t)h.version;
+        g = qcow2_geometry_of(&h);
     }
     check_entries(&g, data, size);
+    if (g.cluster_bits >= QCOW2_EXTL2_MIN_CLUSTER_BITS && g.version >= 3) {
+        g.extended = true;
+        check_bitmaps(&g, data, size);
+    }
     return 0;
 }

@@ -12,9 +12,14 @@
  * A claim lies inside one L2 slice, and between linking and its end nothing
  * suspends: whoever finds no claim on a cluster finds its final entry.
  *
+ * Claims count in units: clusters, or subclusters if the image has them. New host
+ * clusters are for whole guest clusters, so those are claimed whole; subclusters
+ * of a host cluster that is there already are claimed alone, side by side.
+ *
  * Sharing: small sequential writes meet in one new cluster. When its first writer
  * needs to write nothing but its own data (around it the file reads as zero), the
- * others write theirs beside it at once and wait only for the link.
+ * others write theirs beside it at once and wait only for the link. With subclusters
+ * they do so whenever they touch none that the first one fills.
  */
 #include "base/iov.h"
 #include "base/mem.h"
@@ -28,10 +33,12 @@ struct claim {
     struct list link;
     unsigned refs;
     enum claim_state state;
-    uint64_t first;              /* guest cluster */
+    uint64_t first;              /* guest unit */
     uint32_t n;
-    uint64_t host;               /* once it is shareable */
+    uint64_t host;               /* of the first unit; once it is shareable */
     bool shareable;
+    bool fresh;                  /* the host clusters read as zero where nobody writes */
+    uint64_t fill_from, fill_to; /* guest bytes that its owner writes */
     unsigned sharers;            /* that are writing now */
     struct waitq changed;
 };
@@ -62,29 +69,39 @@ static void claim_end(struct claim *c, enum claim_state state)
     claim_unref(c);
 }
 
-/* The claim on cluster @first, or NULL; then *n is cut to what lies before the
- * next claim. */
-static struct claim *find_claim(struct qcow2 *s, uint64_t first, uint32_t *n)
+/* The claim on any of the units [first, first+step), the oldest but @not, or NULL;
+ * then *n is cut to what lies before the next claim, in steps. */
+static struct claim *find_claim(struct qcow2 *s, const struct claim *not, uint64_t first,
+                                uint32_t *n, uint32_t step)
 {
     struct claim *c;
 
     list_for_each(c, &s->claims, link) {
-        if (c->first <= first && first - c->first < c->n)
+        if (c == not || c->first + c->n <= first)
+            continue;
+        if (c->first < first + step)
             return c;
-        if (c->first > first)
-            *n = (uint32_t)MIN((uint64_t)*n, c->first - first);
+        if (c->first - first < *n)
+            *n = (uint32_t)align_down(c->first - first, step);
     }
     return NULL;
 }
 
+static inline uint32_t units_per_cluster(const struct qcow2 *s)
+{
+    return 1U << (s->geo.cluster_bits - s->unit_bits);
+}
+
 bool co_qcow2_wait_claim(struct qcow2 *s, uint64_t first, uint32_t *n)
 {
-    struct claim *c = find_claim(s, first, n);
+    uint32_t step = units_per_cluster(s), units = *n * step;
+    struct claim *c = find_claim(s, NULL, first * step, &units, step);
 
-    if (!c)
-        return false;
-    co_waitq_wait(&c->changed);
-    return true;
+    if (c)
+        co_waitq_wait(&c->changed);
+    else
+        *n = units / step;
+    return c;
 }
 
 /* ---- a run of data ------------------------------------------------------- */
@@ -138,39 +155,58 @@ static int co_overwrite(struct qcow2 *s, uint64_t host, uint64_t len, const stru
 
 /* ---- into new clusters --------------------------------------------------- */
 
-/* Host clusters for the claim, which shrinks if there are fewer in one piece. */
+/* What is not in place is written to the host cluster that is there already, if it
+ * is the guest's own. */
+static inline bool has_own_host(const struct qcow2_extent *e)
+{
+    return e->copied;
+}
+
+/* Host space for the claim, which shrinks if there is less in one piece. */
 static int co_claim_space(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
                           struct qcow2_space *ret)
 {
+    uint32_t per_cluster = units_per_cluster(s);
     int r;
 
-    if (e->kind == QCOW2_ZERO_ALLOC && e->copied) {
-        *ret = (struct qcow2_space){ .host = align_down(e->host, s->cluster_size), .n = c->n };
-        return own_bytes(s, ret->host, c->n * s->cluster_size) ? 0 : co_qcow2_mark_corrupt(s);
+    if (has_own_host(e)) {
+        *ret = (struct qcow2_space){ .host = align_down(e->host, 1ULL << s->unit_bits) };
+        return own_bytes(s, ret->host, (uint64_t)c->n << s->unit_bits) ? 0
+                                                                       : co_qcow2_mark_corrupt(s);
     }
-    r = co_qcow2_alloc(s, c->n, ret);
-    if (r == 0 && ret->n < c->n) {
-        c->n = ret->n;
+    r = co_qcow2_alloc(s, c->n / per_cluster, ret);
+    if (r == 0 && ret->n * per_cluster < c->n) {
+        c->n = ret->n * per_cluster;
         waitq_wake_all(&c->changed);
     }
     return r;
 }
 
-static int co_link(struct qcow2 *s, const struct claim *c, uint64_t host)
+/* The data of a fill is in its place: let the entries say so. */
+static int co_link(struct qcow2 *s, const struct qcow2_fill *f)
 {
+    uint64_t cluster = f->off >> s->geo.cluster_bits, host = align_down(f->host, s->cluster_size);
+    uint64_t last = (f->off + f->len - 1) >> s->geo.cluster_bits;
     struct qcow2_l2_place place;
-    struct qcow2_l2_entry old;
     void *slice;
-    int r = co_qcow2_l2_get_writable(s, c->first << s->geo.cluster_bits, &place);
+    int r = co_qcow2_l2_get_writable(s, f->off, &place);
 
     if (r == 0)
         r = qcow2_cache_modify(s->l2, place.slice, &slice);
     if (r < 0)
         return r;
-    for (uint32_t i = place.index; i < place.index + c->n; i++, host += s->cluster_size) {
-        if (qcow2_l2_decode(&s->geo, qcow2_entry_get(slice, i), &old) && old.host != host)
+    for (uint32_t i = place.index; cluster <= last; i++, cluster++, host += s->cluster_size) {
+        uint32_t touched = qcow2_touched(s, cluster, f->off, f->len);
+        struct qcow2_l2_entry old;
+        bool known = qcow2_l2_entry_get(&s->geo, slice, i, &old);
+
+        if (known && old.host != host)
             qcow2_drop_entry(s, &old, s->pass_discard_other);
-        qcow2_entry_set(slice, i, host | QCOW2_COPIED);
+        /* What was compressed has been unpacked whole. */
+        if (known && old.kind == QCOW2_COMPRESSED_KIND)
+            touched = UINT32_MAX;
+        qcow2_l2_entry_set(&s->geo, slice, i, host | QCOW2_COPIED, old.alloc | touched,
+                           old.zero & ~touched);
     }
     return 0;
 }
@@ -191,6 +227,34 @@ static void co_give_back(struct qcow2 *s, struct claim *c, const struct qcow2_sp
     }
 }
 
+/* What has to be written with the data at f->off; it lies in the clusters mapped by @e. */
+static void plan_edges(const struct qcow2 *s, const struct qcow2_extent *e, struct qcow2_fill *f)
+{
+    if (s->geo.extended) {
+        f->head = e->head;
+        f->tail = f->len == e->len ? e->tail : 0;     /* cut between two clusters or units */
+        f->source_zero = e->zero_around;
+        return;
+    }
+    f->head = (uint32_t)(f->off & (s->cluster_size - 1));
+    f->tail = (uint32_t)(align_up(f->off + f->len, s->cluster_size) - f->off - f->len);
+    f->source_zero = e->kind == QCOW2_ZERO_PLAIN || e->kind == QCOW2_ZERO_ALLOC ||
+                     (e->kind == QCOW2_UNALLOCATED &&
+                      qcow2_unallocated_is_zero(s, f->off - f->head));
+}
+
+/* Let others write beside this. */
+static void share(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
+                  const struct qcow2_fill *f)
+{
+    c->shareable = s->geo.extended ? !has_own_host(e) : qcow2_fill_is_plain(f);
+    c->fresh = f->host_zero;
+    c->fill_from = f->off - f->head;
+    c->fill_to = f->off + f->len + f->tail;
+    if (c->shareable)
+        waitq_wake_all(&c->changed);
+}
+
 /* The next step of @run, whose clusters are claimed by @c and mapped by @e. */
 static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2_extent *e)
 {
@@ -208,27 +272,25 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
         return r;
     }
 
-    uint64_t claim_end_off = (c->first + c->n) << s->geo.cluster_bits;
+    uint64_t claim_off = c->first << s->unit_bits;
+    uint64_t claim_end_off = (c->first + c->n) << s->unit_bits;
     struct qcow2_fill f = {
         .off = off,
-        .len = MIN(run->len - run->done, claim_end_off - off),
+        .len = MIN(MIN(e->len, run->len - run->done), claim_end_off - off),
         .flags = run->flags & REQ_BULK,
-        .host = space.host,
-        .n = c->n,
-        .source_zero = e->kind == QCOW2_ZERO_PLAIN || e->kind == QCOW2_ZERO_ALLOC ||
-                       (e->kind == QCOW2_UNALLOCATED &&
-                        qcow2_unallocated_is_zero(s, c->first << s->geo.cluster_bits)),
+        .host = space.host + (off - claim_off),
         .host_zero = space.fresh,
     };
 
     f.iov = run_slice(run, f.len, &f.niov);
+    plan_edges(s, e, &f);
     c->host = space.host;
-    c->shareable = qcow2_fill_is_plain(s, &f);
+    share(s, c, e, &f);
     r = co_qcow2_fill(s, &f);
     if (r == 0)
-        r = co_link(s, c, space.host);
+        r = co_link(s, &f);
     if (r < 0) {
-        co_give_back(s, c, &space, e->kind != QCOW2_ZERO_ALLOC || !e->copied);
+        co_give_back(s, c, &space, !has_own_host(e));
         claim_end(c, CLAIM_FAILED);
         return r;
     }
@@ -242,8 +304,8 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
 static int co_write_shared(struct run *run, struct claim *c)
 {
     struct qcow2 *s = run->s;
-    uint64_t at = run->off + run->done - (c->first << s->geo.cluster_bits);
-    uint64_t len = MIN(run->len - run->done, c->n * s->cluster_size - at);
+    uint64_t at = run->off + run->done - (c->first << s->unit_bits);
+    uint64_t len = MIN(run->len - run->done, ((uint64_t)c->n << s->unit_bits) - at);
     int niov, r;
     const struct iovec *iov = run_slice(run, len, &niov);
 
@@ -260,19 +322,79 @@ static int co_write_shared(struct run *run, struct claim *c)
     return r;
 }
 
+/* The same with subclusters of our own: those that the owner of the claim does not
+ * fill. They are linked into the host cluster that he has linked before. */
+static int co_write_beside(struct run *run, struct claim *c, const struct qcow2_extent *e)
+{
+    struct qcow2 *s = run->s;
+    uint64_t off = run->off + run->done, unit = 1ULL << s->unit_bits;
+    uint64_t end = MIN(off + MIN(e->len, run->len - run->done),
+                       align_down(off, s->cluster_size) + s->cluster_size);
+    uint64_t first = off >> s->unit_bits;
+    uint32_t n;
+
+    if (c->fill_from >= (first + 1) << s->unit_bits)
+        end = MIN(end, c->fill_from);
+    n = (uint32_t)(((end - 1) >> s->unit_bits) - first + 1);
+
+    bool met = off < c->fill_to && end > c->fill_from;
+    struct claim *other = met ? c : find_claim(s, c, first, &n, 1);
+
+    if (other) {
+        co_waitq_wait(&other->changed);
+        return 0;
+    }
+
+    struct claim *mine = claim_begin(s, first, n);
+    struct qcow2_fill f = {
+        .off = off,
+        .len = MIN(end, (first + n) << s->unit_bits) - off,
+        .flags = run->flags & REQ_BULK,
+        .host = c->host + (off - (c->first << s->unit_bits)),
+        .head = (uint32_t)(off & (unit - 1)),
+        .host_zero = c->fresh,
+    };
+
+    f.iov = run_slice(run, f.len, &f.niov);
+    f.tail = (uint32_t)(align_up(off + f.len, unit) - off - f.len);
+    f.source_zero = qcow2_subcluster_is_zero(s, &e->entry, off) &&
+                    qcow2_subcluster_is_zero(s, &e->entry, off + f.len - 1);
+    c->refs++;
+    c->sharers++;
+
+    int r = co_qcow2_fill(s, &f);
+
+    if (--c->sharers == 0)
+        waitq_wake_all(&c->changed);
+    while (r == 0 && c->state == CLAIM_OPEN)
+        co_waitq_wait(&c->changed);
+
+    bool linked = r == 0 && c->state == CLAIM_LINKED;
+
+    if (linked)
+        r = co_link(s, &f);
+    if (linked && r == 0)
+        run->done += f.len;
+    claim_end(mine, linked && r == 0 ? CLAIM_LINKED : CLAIM_FAILED);
+    claim_unref(c);
+    return r;
+}
+
 static int co_write_new(struct run *run, const struct qcow2_extent *e)
 {
     struct qcow2 *s = run->s;
-    uint64_t off = run->off + run->done, first = off >> s->geo.cluster_bits;
-    uint64_t last = (off + MIN(e->len, run->len - run->done) - 1) >> s->geo.cluster_bits;
-    uint32_t in_slice = 1U << s->l2_slice_bits;
-    uint32_t n = (uint32_t)MIN(last - first + 1, in_slice - (first & (in_slice - 1)));
-    struct claim *c = find_claim(s, first, &n);
+    uint32_t per_cluster = units_per_cluster(s), step = has_own_host(e) ? 1 : per_cluster;
+    uint64_t off = run->off + run->done, first = align_down(off >> s->unit_bits, step);
+    uint64_t end_off = off + MIN(e->len, run->len - run->done);
+    uint64_t end = align_up(div_round_up(end_off, 1ULL << s->unit_bits), step);
+    uint32_t in_slice = per_cluster << s->l2_slice_bits;
+    uint32_t n = (uint32_t)MIN(end - first, in_slice - (first & (in_slice - 1)));
+    struct claim *c = find_claim(s, NULL, first, &n, step);
 
     if (!c)
         return co_write_claimed(run, claim_begin(s, first, n), e);
     if (c->shareable)
-        return co_write_shared(run, c);
+        return (s->geo.extended ? co_write_beside(run, c, e) : co_write_shared(run, c));
     co_waitq_wait(&c->changed);
     return 0;
 }
@@ -286,7 +408,8 @@ int co_qcow2_write_run(struct qcow2 *s, uint64_t off, uint64_t len, const struct
     while (r == 0 && run.done < len) {
         struct qcow2_extent e;
 
-        r = s->write_ready ? co_qcow2_map(s, off + run.done, len - run.done, &e) : -EIO;
+        r = s->write_ready ? co_qcow2_map_for_write(s, off + run.done, len - run.done, &e)
+                           : -EIO;
         if (r < 0)
             break;
         if (e.kind == QCOW2_NORMAL && e.copied) {
@@ -326,7 +449,7 @@ static int co_write_scattered(struct qcow2 *s, struct qcow2_extent *e, uint64_t 
         done += e->len;
         if (done == len || p.result < 0)
             break;
-        r = co_qcow2_map(s, off + done, len - done, e);
+        r = co_qcow2_map_for_write(s, off + done, len - done, e);
         if (r < 0)
             break;
     }
@@ -341,7 +464,7 @@ static int co_write_request(struct qcow2 *s, uint64_t off, uint64_t len, const s
 {
     unsigned entered = qcow2_enter(s);
     struct qcow2_extent e;
-    int r = co_qcow2_map(s, off, len, &e);
+    int r = co_qcow2_map_for_write(s, off, len, &e);
 
     if (LIKELY(r == 0)) {
         if (UNLIKELY(e.len < len))

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Filling new host clusters: the guest's data and around it, up to the borders of
- * its first and last cluster, what the guest reads there now. It goes out as one
- * write wherever that is possible.
+ * Filling new host clusters, or subclusters: the guest's data and around it, up to
+ * their borders, what the guest reads there now. It goes out as one write wherever
+ * that is possible.
  *
  *     | head |        data         | tail |
- *     ^ border of a cluster               ^ another (n clusters on)
  *
  * No claim is released in between, so what is read for head and tail stays true.
  */
@@ -20,25 +19,26 @@
 
 const uint8_t qcow2_zeros[QCOW2_ZEROS_BYTES] __attribute__((aligned(4096)));
 
-static uint64_t head_bytes(const struct qcow2 *s, const struct qcow2_fill *f)
+static uint64_t all_bytes(const struct qcow2_fill *f)
 {
-    return f->off & (s->cluster_size - 1);
+    return f->head + f->len + f->tail;
 }
 
-static uint64_t tail_bytes(const struct qcow2 *s, const struct qcow2_fill *f)
+bool qcow2_fill_is_plain(const struct qcow2_fill *f)
 {
-    return f->n * s->cluster_size - head_bytes(s, f) - f->len;
-}
-
-bool qcow2_fill_is_plain(const struct qcow2 *s, const struct qcow2_fill *f)
-{
-    return (f->source_zero && f->host_zero) || !(head_bytes(s, f) | tail_bytes(s, f));
+    return (f->source_zero && f->host_zero) || !(f->head | f->tail);
 }
 
 static int co_write_data(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    return co_node_pwritev(s->file, f->host + head_bytes(s, f), f->len, f->iov, f->niov,
-                           f->flags);
+    return co_node_pwritev(s->file, f->host, f->len, f->iov, f->niov, f->flags);
+}
+
+/* Head, data and tail in one. */
+static int co_write_all(struct qcow2 *s, const struct qcow2_fill *f, const struct iovec *iov,
+                        int niov)
+{
+    return co_node_pwritev(s->file, f->host - f->head, all_bytes(f), iov, niov, f->flags);
 }
 
 /* ---- zeros around it ----------------------------------------------------- */
@@ -58,10 +58,10 @@ static int add_zeros(struct iovec *v, uint64_t len)
 
 static int co_fill_zeros(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    uint64_t head = head_bytes(s, f), tail = tail_bytes(s, f);
+    uint64_t head = f->head, tail = f->tail;
 
     if (head + tail > ZEROS_WRITTEN_MAX) {
-        int r = co_node_write_zeroes(s->file, f->host, f->n * s->cluster_size, REQ_NO_FALLBACK);
+        int r = co_node_write_zeroes(s->file, f->host - head, all_bytes(f), REQ_NO_FALLBACK);
 
         if (r == 0)
             return co_write_data(s, f);
@@ -79,7 +79,7 @@ static int co_fill_zeros(struct qcow2 *s, const struct qcow2_fill *f)
     memcpy(v + n, f->iov, (size_t)f->niov * sizeof(*v));
     n += f->niov;
     n += add_zeros(v + n, tail);
-    return co_node_pwritev(s->file, f->host, f->n * s->cluster_size, v, n, f->flags);
+    return co_write_all(s, f, v, n);
 }
 
 /* ---- what the guest reads around it -------------------------------------- */
@@ -94,25 +94,25 @@ static int co_read_around(struct qcow2 *s, uint64_t off, uint64_t len, void *buf
     return have ? co_qcow2_read(s, off, have, &iov, 1, flags) : 0;
 }
 
-/* A cluster and little data in it: read it whole, lay the data over it. */
+/* Little data with something on both sides: read it whole, lay the data over it. */
 static int co_fill_together(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    CLEANUP(free) char *buf = try_alloc_aligned(s->cluster_size);
-    uint64_t head = head_bytes(s, f);
+    CLEANUP(free) char *buf = try_alloc_aligned(all_bytes(f));
+    struct iovec iov = { buf, all_bytes(f) };
     int r;
 
     if (!buf)
         return -ENOMEM;
-    r = co_read_around(s, f->off - head, s->cluster_size, buf, f->flags);
+    r = co_read_around(s, f->off - f->head, all_bytes(f), buf, f->flags);
     if (r < 0)
         return r;
-    iov_to_buf(buf + head, f->iov, f->niov, 0, f->len);
-    return co_node_pwrite(s->file, f->host, s->cluster_size, buf, f->flags);
+    iov_to_buf(buf + f->head, f->iov, f->niov, 0, f->len);
+    return co_write_all(s, f, &iov, 1);
 }
 
 static int co_fill_apart(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    uint64_t head = head_bytes(s, f), tail = tail_bytes(s, f);
+    uint64_t head = f->head, tail = f->tail;
     CLEANUP(free) char *buf = try_alloc_aligned(head + tail);
     CLEANUP(free) struct iovec *v = calloc((size_t)f->niov + 2, sizeof(*v));
     int n = 0, r = 0;
@@ -131,16 +131,16 @@ static int co_fill_apart(struct qcow2 *s, const struct qcow2_fill *f)
     n += f->niov;
     if (tail)
         v[n++] = (struct iovec){ buf + head, tail };
-    return co_node_pwritev(s->file, f->host, f->n * s->cluster_size, v, n, f->flags);
+    return co_write_all(s, f, v, n);
 }
 
 int co_qcow2_fill(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    if (qcow2_fill_is_plain(s, f))
+    if (qcow2_fill_is_plain(f))
         return co_write_data(s, f);
     if (f->source_zero)
         return co_fill_zeros(s, f);
-    if (f->n == 1 && f->len <= READ_TOGETHER_MAX)
+    if (all_bytes(f) <= s->cluster_size && f->len <= READ_TOGETHER_MAX)
         return co_fill_together(s, f);
     return co_fill_apart(s, f);
 }

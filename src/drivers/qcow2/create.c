@@ -56,16 +56,24 @@ static bool fill_header(const struct qcow2_create_opts *o, struct qcow2_header *
     if (h->version == 2 && bits != 16)
         return err_set(err, -EINVAL, "Different refcount widths than 16 bits require "
                        "compatibility level 1.1 or above (use version=v3 or greater)");
+    if (o->extended_l2 && h->version == 2)
+        return err_set(err, -EINVAL, "Extended L2 entries are only supported with compatibility "
+                       "level 1.1 and above (use version=v3 or greater)");
+    if (o->extended_l2 && cluster < 1U << QCOW2_EXTL2_MIN_CLUSTER_BITS)
+        return err_set(err, -EINVAL, "Extended L2 entries are only supported with cluster sizes of "
+                       "at least %u bytes", 1U << QCOW2_EXTL2_MIN_CLUSTER_BITS);
     if (o->size > INT64_MAX - 511)
         return err_set(err, -EFBIG, "The image size is too large");
     h->cluster_bits = (uint32_t)__builtin_ctz(cluster);
     h->refcount_order = (uint32_t)__builtin_ctz(bits);
     h->size = align_up(o->size, 512);
+    h->incompatible = o->extended_l2 ? QCOW2_INCOMPAT_EXTL2 : 0;
     h->header_bytes = h->version == 2 ? QCOW2_V2_HEADER_BYTES : QCOW2_V3_HEADER_BYTES + 8;
-    if (qcow2_l1_entries_for(h->size, h->cluster_bits) > LIMIT_QCOW2_L1_BYTES / 8)
+    if (qcow2_l1_entries_for(h->size, h->cluster_bits, o->extended_l2) > LIMIT_QCOW2_L1_BYTES / 8)
         return err_set(err, -EFBIG, "The image size is too large for a cluster size of %" PRIu32
                        " bytes; try a larger cluster size", cluster);
-    h->l1_entries = (uint32_t)MAX(qcow2_l1_entries_for(h->size, h->cluster_bits), 1ULL);
+    h->l1_entries = (uint32_t)MAX(qcow2_l1_entries_for(h->size, h->cluster_bits, o->extended_l2),
+                                  1ULL);
     return true;
 }
 

@@ -15,6 +15,7 @@
 struct zeroing {
     bool unmap;                  /* give the host clusters up */
     bool punch;                  /* and pass a discard on for them */
+    bool exact;                  /* not a discard: what cannot be made zero is written */
 };
 
 /* The entry that makes the cluster read as zero; whether it drops what @e has. */
@@ -34,90 +35,132 @@ static uint64_t zero_entry(const struct qcow2 *s, const struct zeroing *z, uint6
     return unallocated_zero && (z->unmap || s->geo.version < 3) ? 0 : QCOW2_ZERO;
 }
 
-/* Make @n clusters from @first zero, as far as they lie in one slice and no claim
- * is on them: *ret_n. */
-static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n,
-                            uint32_t *ret_n)
+static int zero_cluster(struct qcow2 *s, const struct zeroing *z, uint64_t cluster, void *slice,
+                        uint32_t index)
 {
+    uint64_t old = qcow2_entry_get(slice, index), new;
+    struct qcow2_l2_entry e;
+    bool drop;
+
+    if (!qcow2_l2_decode(&s->geo, old, &e))
+        return -EIO;
+    new = zero_entry(s, z, cluster << s->geo.cluster_bits, &e, &drop);
+    if (new == old)
+        return 0;
+    if (drop)
+        qcow2_drop_entry(s, &e, z->punch);
+    qcow2_entry_set(slice, index, new);
+    return 0;
+}
+
+/* ---- subclusters --------------------------------------------------------- */
+
+/* Those that read as zero, and will go on to, when nothing is allocated there. */
+static uint32_t zero_when_unallocated(const struct qcow2 *s, uint64_t cluster)
+{
+    uint64_t begin = cluster << s->geo.cluster_bits;
+    unsigned sub = QCOW2_SUBCLUSTERS;
+
+    if (qcow2_unallocated_is_zero(s, begin))
+        return UINT32_MAX;
+    /* Those behind the end of the backing file. */
+    while (qcow2_unallocated_is_zero(s, begin + ((uint64_t)(sub - 1) << s->unit_bits)))
+        sub--;
+    return sub < QCOW2_SUBCLUSTERS ? UINT32_MAX << sub : 0;
+}
+
+/* Make the subclusters @mask zero. -EAGAIN: the bitmap cannot say it. */
+static int zero_subclusters(struct qcow2 *s, const struct zeroing *z, uint64_t cluster,
+                            uint32_t mask, void *slice, uint32_t index)
+{
+    struct qcow2_l2_entry e;
+
+    if (!qcow2_l2_entry_get(&s->geo, slice, index, &e))
+        return -EIO;
+    if (e.kind == QCOW2_COMPRESSED_KIND && mask != UINT32_MAX)
+        return -EAGAIN;
+
+    uint64_t v = qcow2_l2_descriptor(&s->geo, slice, index);
+    bool compressed = e.kind == QCOW2_COMPRESSED_KIND;
+    /* Data that is given up becomes unallocated where that is enough. */
+    uint32_t has_data = compressed ? mask : e.alloc;
+    uint32_t left_alone = zero_when_unallocated(s, cluster) & (z->unmap ? UINT32_MAX : ~has_data);
+    uint32_t alloc = e.alloc & ~mask, zero = e.zero | (mask & ~left_alone);
+
+    /* The host cluster goes with its last data, or when all is given up. One that
+     * is kept for later writes stays; it would not be used while it is shared. */
+    if (compressed || (e.host && !alloc && (!e.copied || (z->unmap && (e.alloc ||
+                                                                        mask == UINT32_MAX))))) {
+        qcow2_drop_entry(s, &e, z->punch);
+        v = 0;
+    }
+    qcow2_l2_entry_set(&s->geo, slice, index, v, alloc, zero);
+    return 0;
+}
+
+/* ---- clusters ------------------------------------------------------------ */
+
+static inline unsigned units_bits(const struct qcow2 *s)
+{
+    return s->geo.cluster_bits - s->unit_bits;     /* units in a cluster: 1 << bits */
+}
+
+static int zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n,
+                      void *slice, uint32_t index)
+{
+    uint64_t cluster = first >> units_bits(s);
+
+    if (!s->geo.extended)
+        return zero_cluster(s, z, cluster, slice, index);
+    return zero_subclusters(s, z, cluster,
+                            qcow2_touched(s, cluster, first << s->unit_bits, n << s->unit_bits),
+                            slice, index);
+}
+
+/* Make @n units from @first zero, as far as they lie in one slice, no claim is on
+ * their clusters and entries can say it: *ret_n, 0 if that is why. */
+static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n,
+                            uint64_t *ret_n)
+{
+    uint64_t cluster = first >> units_bits(s), end = first + n;
     uint32_t in_slice = 1U << s->l2_slice_bits, count;
     struct qcow2_l2_place place;
     void *slice;
     int r;
 
     do {
-        count = (uint32_t)MIN(n, in_slice - (first & (in_slice - 1)));
-        r = co_qcow2_l2_get_writable(s, first << s->geo.cluster_bits, &place);
+        count = (uint32_t)MIN(((end - 1) >> units_bits(s)) - cluster + 1,
+                              in_slice - (cluster & (in_slice - 1)));
+        r = co_qcow2_l2_get_writable(s, first << s->unit_bits, &place);
         if (r < 0)
             return r;
-    } while (co_qcow2_wait_claim(s, first, &count));
+    } while (co_qcow2_wait_claim(s, cluster, &count));
     r = qcow2_cache_modify(s->l2, place.slice, &slice);
-    if (r < 0)
-        return r;
-    for (uint32_t i = 0; i < count; i++) {
-        uint64_t old = qcow2_entry_get(slice, place.index + i), new;
-        struct qcow2_l2_entry e;
-        bool drop;
+    *ret_n = 0;
+    for (uint32_t i = 0; i < count && r == 0; i++) {
+        uint64_t border = MIN((cluster + i + 1) << units_bits(s), end);
 
-        if (!qcow2_l2_decode(&s->geo, old, &e))
-            return -EIO;
-        new = zero_entry(s, z, (first + i) << s->geo.cluster_bits, &e, &drop);
-        if (new == old)
-            continue;
-        if (drop)
-            qcow2_drop_entry(s, &e, z->punch);
-        qcow2_entry_set(slice, place.index + i, new);
+        r = zero_units(s, z, first + *ret_n, border - first - *ret_n, slice, place.index + i);
+        if (r == 0)
+            *ret_n = border - first;
     }
-    *ret_n = count;
-    return 0;
+    return r == -EAGAIN ? 0 : r;
 }
 
-/* Clusters that have no L2 table and read as zero without one. */
+/* Units that have no L2 table and read as zero without one. */
 static uint64_t zero_without_table(struct qcow2 *s, uint64_t first, uint64_t n)
 {
-    unsigned bits = s->geo.l2_bits;
+    unsigned bits = s->geo.l2_bits + units_bits(s);
     uint64_t at = first;
 
-    if (!qcow2_unallocated_is_zero(s, first << s->geo.cluster_bits))
+    if (!qcow2_unallocated_is_zero(s, first << s->unit_bits))
         return 0;
     while (at < first + n && !s->l1.v[at >> bits])
         at = ((at >> bits) + 1) << bits;
     return MIN(at, first + n) - first;
 }
 
-/* A request of any length: steps of a slice, each of them a request to the grace. */
-static int co_zero_clusters(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
-{
-    for (unsigned steps = 1; n; steps++) {
-        uint64_t skip = zero_without_table(s, first, n);
-        uint32_t done = 0;
-        int r = 0;
-
-        if (skip) {
-            /* What is being written there may come before or after us, as it likes. */
-            first += skip;
-            n -= skip;
-            continue;
-        }
-
-        unsigned entered = qcow2_enter(s);
-
-        r = co_zero_in_slice(s, z, first, n, &done);
-        qcow2_leave(s, entered);
-        if (r == 0 && s->dropped.n > LIMIT_QCOW2_FREED_RUNS) {
-            r = co_qcow2_sync(s);
-            co_qcow2_wait_freed(s);
-        }
-        if (r < 0)
-            return r;
-        first += done;
-        n -= done;
-        if (steps % STEPS_AT_ONCE == 0)
-            co_yield();
-    }
-    return 0;
-}
-
-/* ---- ends inside a cluster ----------------------------------------------- */
+/* ---- what entries cannot say --------------------------------------------- */
 
 static int co_write_zero_data(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
 {
@@ -134,7 +177,8 @@ static int co_write_zero_data(struct qcow2 *s, uint64_t off, uint64_t len, unsig
     return co_qcow2_write_run(s, off, len, v, n, flags);
 }
 
-/* Part of a cluster: zeros are written, unless it reads as zero. */
+/* Part of a unit, or of a compressed cluster: zeros are written, unless it reads as
+ * zero. */
 static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags)
 {
     unsigned entered = qcow2_enter(s);
@@ -152,32 +196,71 @@ static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned fl
     return r;
 }
 
+/* ---- ranges -------------------------------------------------------------- */
+
+/* A request of any length: steps of a slice, each of them a request to the grace. */
+static int co_zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
+{
+    for (unsigned steps = 1; n; steps++) {
+        uint64_t skip = zero_without_table(s, first, n), done = 0;
+        int r = 0;
+
+        if (skip) {
+            /* What is being written there may come before or after us, as it likes. */
+            first += skip;
+            n -= skip;
+            continue;
+        }
+
+        unsigned entered = qcow2_enter(s);
+
+        r = co_zero_in_slice(s, z, first, n, &done);
+        qcow2_leave(s, entered);
+        if (r == 0 && !done) {
+            done = MIN(n, (((first >> units_bits(s)) + 1) << units_bits(s)) - first);
+            if (z->exact)
+                r = co_zero_part(s, first << s->unit_bits, done << s->unit_bits, 0);
+        }
+        if (r == 0 && s->dropped.n > LIMIT_QCOW2_FREED_RUNS) {
+            r = co_qcow2_sync(s);
+            co_qcow2_wait_freed(s);
+        }
+        if (r < 0)
+            return r;
+        first += done;
+        n -= done;
+        if (steps % STEPS_AT_ONCE == 0)
+            co_yield();
+    }
+    return 0;
+}
+
 /* ---- the two operations -------------------------------------------------- */
 
-/* The whole clusters of a range; the last of the disk counts as whole. */
-static void whole_clusters(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *ret_first,
+/* The whole units of a range; the last of the disk counts as whole. */
+static void whole_units(const struct qcow2 *s, uint64_t off, uint64_t len, uint64_t *ret_first,
                            uint64_t *ret_end)
 {
     uint64_t end = off + len;
 
     if (end == s->node->size)
-        end = align_up(end, s->cluster_size);
-    *ret_first = div_round_up(off, s->cluster_size);
-    *ret_end = end >> s->geo.cluster_bits;
+        end = align_up(end, 1ULL << s->unit_bits);
+    *ret_first = div_round_up(off, 1ULL << s->unit_bits);
+    *ret_end = end >> s->unit_bits;
 }
 
-/* Parts of clusters at the ends, whole ones between. */
+/* Parts of units at the ends, whole ones between. */
 static int co_zero(struct qcow2 *s, const struct zeroing *z, uint64_t off, uint64_t len,
                    unsigned flags)
 {
     uint64_t first, end, from, to;
     int r = 0;
 
-    whole_clusters(s, off, len, &first, &end);
-    from = MIN(off + len, first * s->cluster_size);
-    to = first < end ? MIN(off + len, end * s->cluster_size) : from;
+    whole_units(s, off, len, &first, &end);
+    from = MIN(off + len, first << s->unit_bits);
+    to = first < end ? MIN(off + len, end << s->unit_bits) : from;
     if (first < end)
-        r = co_zero_clusters(s, z, first, end - first);
+        r = co_zero_units(s, z, first, end - first);
     if (r == 0 && off < from)
         r = co_zero_part(s, off, from - off, flags);
     if (r == 0 && to < off + len)
@@ -190,7 +273,7 @@ int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned f
 {
     struct qcow2 *s = n->state;
     struct zeroing z = { .unmap = (flags & REQ_MAY_UNMAP) && !s->discard_no_unref,
-                         .punch = s->pass_discard_request };
+                         .punch = s->pass_discard_request, .exact = true };
     int r = co_qcow2_begin_write(s);
 
     if (r < 0)
@@ -208,7 +291,7 @@ static uint64_t first_discardable(const struct qcow2 *s)
     if (s->geo.version >= 3)
         return 0;
     if (qcow2_backing(s))
-        return div_round_up(node_size(qcow2_backing(s)), s->cluster_size);
+        return div_round_up(node_size(qcow2_backing(s)), 1ULL << s->unit_bits);
     return s->names_backing ? UINT64_MAX : 0;
 }
 
@@ -221,18 +304,18 @@ int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
 
     if (r < 0)
         return r;
-    whole_clusters(s, off, len, &first, &end);
+    whole_units(s, off, len, &first, &end);
     first = MAX(first, first_discardable(s));
     if (first >= end)
         return 0;
-    r = co_zero_clusters(s, &z, first, end - first);
+    r = co_zero_units(s, &z, first, end - first);
     qcow2_sync_soon(s);
     return r;
 }
 
 int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
 {
-    struct zeroing z = { .unmap = true };
+    struct zeroing z = { .unmap = true, .exact = true };
 
     if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
         return -ENOTSUP;

@@ -83,11 +83,12 @@ static bool check_basics(const struct qcow2_header *h, size_t len, struct err *e
 
 static bool check_tables(const struct qcow2_header *h, struct err *err)
 {
+    bool extended = h->incompatible & QCOW2_INCOMPAT_EXTL2;
     uint64_t l1_needed, reftable_bytes = (uint64_t)h->reftable_clusters << h->cluster_bits;
 
     if (h->size > INT64_MAX)
         return err_set(err, -EFBIG, "virtual size %" PRIu64 " is too large", h->size);
-    l1_needed = qcow2_l1_entries_for(h->size, h->cluster_bits);
+    l1_needed = qcow2_l1_entries_for(h->size, h->cluster_bits, extended);
     if (h->l1_entries > LIMIT_QCOW2_L1_BYTES / 8)
         return err_set(err, -EFBIG, "the active L1 table has %" PRIu32 " entries, more than the "
                        "%llu supported", h->l1_entries, LIMIT_QCOW2_L1_BYTES / 8);
@@ -207,6 +208,10 @@ static bool check_features(const struct qcow2_header *h, const struct extensions
                        "other", h->compression);
     if (h->compression > QCOW2_COMPRESSION_ZSTD)
         return err_set(err, -ENOTSUP, "compression type %u is not supported", h->compression);
+    if ((h->incompatible & QCOW2_INCOMPAT_EXTL2) &&
+        h->cluster_bits < QCOW2_EXTL2_MIN_CLUSTER_BITS)
+        return err_set(err, -EINVAL, "extended L2 entries need clusters of 16 KiB at least, and "
+                       "these have %u bytes", 1U << h->cluster_bits);
     return true;
 }
 
@@ -322,10 +327,49 @@ bool qcow2_header_write(const struct qcow2_header *h, void *buf, struct err *err
     return true;
 }
 
-uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits)
+/* ---- geometry ------------------------------------------------------------ */
+
+struct qcow2_geometry qcow2_geometry_of(const struct qcow2_header *h)
 {
-    /* An L2 table fills a cluster with entries of 8 bytes, each for a cluster. */
-    return div_round_up(size, 1ULL << (2 * cluster_bits - 3));
+    struct qcow2_geometry g = {
+        .cluster_bits = (uint8_t)h->cluster_bits,
+        .refcount_order = (uint8_t)h->refcount_order,
+        .version = (uint8_t)h->version,
+        .extended = h->incompatible & QCOW2_INCOMPAT_EXTL2,
+    };
+
+    g.l2_bits = (uint8_t)(g.cluster_bits - qcow2_l2_entry_bits(&g));
+    return g;
+}
+
+uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits, bool extended)
+{
+    /* An L2 table fills a cluster with entries of 8 or 16 bytes, each for a cluster. */
+    return div_round_up(size, 1ULL << (2 * cluster_bits - (extended ? 4 : 3)));
+}
+
+/* ---- extended L2 entries ------------------------------------------------- */
+
+bool qcow2_l2_entry_get_extended(const struct qcow2_geometry *g, const void *table, size_t i,
+                                 struct qcow2_l2_entry *ret)
+{
+    uint64_t v = qcow2_entry_get(table, 2 * i), bitmap = qcow2_entry_get(table, 2 * i + 1);
+
+    if (!qcow2_l2_decode(g, v, ret))
+        return false;
+    if (ret->kind == QCOW2_COMPRESSED_KIND)
+        return true;            /* the bitmap is not used */
+    if (v & QCOW2_ZERO)         /* the bitmap says that */
+        return false;
+    ret->alloc = (uint32_t)bitmap;
+    ret->zero = (uint32_t)(bitmap >> 32);
+    if ((ret->alloc & ret->zero) || (ret->alloc && !ret->host))
+        return false;
+    if (ret->zero == UINT32_MAX)
+        ret->kind = ret->host ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
+    else if (bitmap ? ret->alloc != UINT32_MAX : ret->host != 0)
+        ret->kind = QCOW2_MIXED;
+    return true;
 }
 
 /* ---- refcounts ----------------------------------------------------------- */

@@ -17,6 +17,7 @@
 #define QCOW2_MAGIC 0x514649fbU          /* "QFI\xfb" */
 #define QCOW2_MIN_CLUSTER_BITS 9
 #define QCOW2_MAX_CLUSTER_BITS 21        /* as QEMU; the format itself has no limit */
+#define QCOW2_EXTL2_MIN_CLUSTER_BITS 14
 #define QCOW2_MAX_REFCOUNT_ORDER 6
 #define QCOW2_V2_HEADER_BYTES 72
 #define QCOW2_V3_HEADER_BYTES 104        /* the least; what follows is optional */
@@ -30,7 +31,8 @@
 #define QCOW2_INCOMPAT_COMPRESSION (1ULL << 3)
 #define QCOW2_INCOMPAT_EXTL2 (1ULL << 4)
 #define QCOW2_INCOMPAT_KNOWN \
-    (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION)
+    (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION | \
+     QCOW2_INCOMPAT_EXTL2)
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (1ULL << 0)
 
 enum qcow2_compression { QCOW2_COMPRESSION_ZLIB = 0, QCOW2_COMPRESSION_ZSTD = 1 };
@@ -118,9 +120,6 @@ MUST_CHECK bool qcow2_header_rebuild(const void *old, size_t len,
                                      const struct qcow2_header_change *c, void *buf,
                                      size_t *ret_bytes, struct err *err);
 
-/* L1 entries that a disk of @size bytes needs. */
-uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits);
-
 /* ---- geometry: what the entries below are checked against ---------------- */
 
 struct qcow2_geometry {
@@ -128,11 +127,32 @@ struct qcow2_geometry {
     uint8_t l2_bits;                 /* entries in an L2 table: 1 << l2_bits */
     uint8_t refcount_order;
     uint8_t version;
+    bool extended;                   /* L2 entries have a bitmap of subclusters */
 };
+
+struct qcow2_geometry qcow2_geometry_of(const struct qcow2_header *h);
+
+/* L1 entries that a disk of @size bytes needs. */
+uint64_t qcow2_l1_entries_for(uint64_t size, uint32_t cluster_bits, bool extended);
 
 static inline uint64_t qcow2_cluster_size(const struct qcow2_geometry *g)
 {
     return 1ULL << g->cluster_bits;
+}
+
+/* An L2 entry has 1 << bits bytes. */
+static inline unsigned qcow2_l2_entry_bits(const struct qcow2_geometry *g)
+{
+    return 3U + g->extended;
+}
+
+/* Clusters are allocated and made zero in units of 1 << bits bytes: subclusters
+ * with extended L2 entries, else whole. */
+#define QCOW2_SUBCLUSTER_BITS 5
+#define QCOW2_SUBCLUSTERS (1U << QCOW2_SUBCLUSTER_BITS)
+static inline unsigned qcow2_unit_bits(const struct qcow2_geometry *g)
+{
+    return g->cluster_bits - (g->extended ? QCOW2_SUBCLUSTER_BITS : 0U);
 }
 
 /* ---- Cluster mapping ----------------------------------------------------- */
@@ -150,6 +170,8 @@ enum qcow2_kind {
     QCOW2_ZERO_ALLOC,       /* reads as zero, with a host cluster kept for it */
     QCOW2_NORMAL,
     QCOW2_COMPRESSED_KIND,
+    QCOW2_MIXED,            /* extended entries: its subclusters are not all alike, or none
+                             * has data though there is a host cluster */
 };
 
 struct qcow2_l2_entry {
@@ -157,9 +179,12 @@ struct qcow2_l2_entry {
     bool copied;            /* its host cluster's refcount is exactly one */
     uint64_t host;          /* of the cluster; COMPRESSED: of the first byte; else 0 */
     uint32_t compressed_bytes;   /* COMPRESSED: up to the end of its last sector */
+    uint32_t alloc, zero;   /* extended entries: a bit for each subcluster that has data,
+                             * that reads as zero; no bit is in both */
 };
 
-/* "Standard Cluster Descriptor" and "Compressed Clusters Descriptor". False: no
+/* "Standard Cluster Descriptor" and "Compressed Clusters Descriptor": the whole of
+ * a standard entry, the first half of an extended one (use qcow2_l2_entry_get). False: no
  * such entry may be (reserved bits, an offset off the clusters). On the way of
  * every request, hence inline. */
 MUST_CHECK static inline bool qcow2_l2_decode(const struct qcow2_geometry *g, uint64_t v,
@@ -172,6 +197,7 @@ MUST_CHECK static inline bool qcow2_l2_decode(const struct qcow2_geometry *g, ui
         ret->kind = QCOW2_COMPRESSED_KIND;
         ret->copied = false;
         ret->host = v & ((1ULL << x) - 1);
+        ret->alloc = ret->zero = 0;
         ret->compressed_bytes = (uint32_t)(sectors * 512 - (ret->host & 511));
         return ret->host < QCOW2_MAX_HOST_OFFSET;
     }
@@ -181,6 +207,7 @@ MUST_CHECK static inline bool qcow2_l2_decode(const struct qcow2_geometry *g, ui
     ret->copied = v >> 63;
     ret->host = host;
     ret->compressed_bytes = 0;
+    ret->alloc = ret->zero = 0;
     if (LIKELY(!(v & QCOW2_ZERO)))
         ret->kind = host ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
     else
@@ -214,6 +241,49 @@ static inline uint64_t qcow2_entry_get(const void *table, size_t i)
 static inline void qcow2_entry_set(void *table, size_t i, uint64_t v)
 {
     store_be64((uint8_t *)table + i * 8, v);
+}
+
+/* ---- L2 tables, or parts of them, of either kind of entry ---------------- */
+
+/* The descriptor of the @i-th entry, as it is: offset and flags. */
+static inline uint64_t qcow2_l2_descriptor(const struct qcow2_geometry *g, const void *table,
+                                           size_t i)
+{
+    return qcow2_entry_get(table, i << g->extended);
+}
+
+/* Change it alone. */
+static inline void qcow2_l2_set_descriptor(const struct qcow2_geometry *g, void *table, size_t i,
+                                           uint64_t v)
+{
+    qcow2_entry_set(table, i << g->extended, v);
+}
+
+/* "Extended L2 Entries". False also when the bitmap cannot be; *ret has host and
+ * kind of the descriptor then, if that is sound. */
+MUST_CHECK bool qcow2_l2_entry_get_extended(const struct qcow2_geometry *g, const void *table,
+                                            size_t i, struct qcow2_l2_entry *ret);
+
+/* The @i-th entry. */
+MUST_CHECK static inline bool qcow2_l2_entry_get(const struct qcow2_geometry *g, const void *table,
+                                                 size_t i, struct qcow2_l2_entry *ret)
+{
+    if (UNLIKELY(g->extended))
+        return qcow2_l2_entry_get_extended(g, table, i, ret);
+    return qcow2_l2_decode(g, qcow2_entry_get(table, i), ret);
+}
+
+/* Set the whole entry; standard ones have no @alloc and @zero (the descriptor says
+ * it), compressed clusters neither. */
+static inline void qcow2_l2_entry_set(const struct qcow2_geometry *g, void *table, size_t i,
+                                      uint64_t v, uint32_t alloc, uint32_t zero)
+{
+    if (UNLIKELY(g->extended)) {
+        qcow2_entry_set(table, 2 * i, v);
+        qcow2_entry_set(table, 2 * i + 1, (uint64_t)zero << 32 | alloc);
+    } else {
+        qcow2_entry_set(table, i, v);
+    }
 }
 
 /* The host clusters that a compressed cluster has a part of, and so a reference

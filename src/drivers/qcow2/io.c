@@ -102,6 +102,8 @@ static int co_read_extent(struct qcow2 *s, const struct qcow2_extent *e, uint64_
     case QCOW2_COMPRESSED_KIND:
         return co_qcow2_read_compressed(s, &e->entry, off & (s->cluster_size - 1), len, iov, niov,
                                         flags);
+    case QCOW2_MIXED:       /* not of an extent for reading */
+        break;
     }
     return -EIO;
 }

@@ -47,7 +47,8 @@ static inline struct qcow2_l2_place place_in_table(const struct qcow2 *s, uint64
     uint32_t index = (uint32_t)(off >> s->geo.cluster_bits) & ((1U << s->geo.l2_bits) - 1);
 
     return (struct qcow2_l2_place){
-        .slice = table + align_down(index * 8ULL, qcow2_cache_slice_bytes(s->l2)),
+        .slice = table + align_down((uint64_t)index << qcow2_l2_entry_bits(&s->geo),
+                                    qcow2_cache_slice_bytes(s->l2)),
         .index = index & ((1U << s->l2_slice_bits) - 1),
     };
 }
@@ -215,16 +216,9 @@ void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punc
     uint64_t first = e->host >> s->geo.cluster_bits;
     unsigned n = 1;
 
-    switch (e->kind) {
-    case QCOW2_UNALLOCATED:
-    case QCOW2_ZERO_PLAIN:
-        return;
-    case QCOW2_ZERO_ALLOC:
-    case QCOW2_NORMAL:
-        break;
-    case QCOW2_COMPRESSED_KIND:
+    if (e->kind == QCOW2_COMPRESSED_KIND)
         first = qcow2_compressed_clusters(&s->geo, e, &n);
-        break;
-    }
+    else if (!e->host)
+        return;
     qcow2_drop_clusters(s, first, n, punch);
 }

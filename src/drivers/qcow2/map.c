@@ -54,6 +54,8 @@ int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len, struct qcow2_exten
                                       .len = length_without_table(s, off, len) };
         return 0;
     }
+    if (UNLIKELY(s->geo.extended))
+        return qcow2_map_subclusters(s, slice, place.index, off, len, ret);
     if (UNLIKELY(!qcow2_l2_decode(&s->geo, qcow2_entry_get(slice, place.index), &e)))
         return -EIO;
     if (in_cluster + len > s->cluster_size && e.kind != QCOW2_COMPRESSED_KIND) {
@@ -88,6 +90,8 @@ static unsigned status_flags(const struct qcow2 *s, const struct qcow2_extent *e
         return STATUS_ALLOCATED | STATUS_DATA | STATUS_OFFSET;
     case QCOW2_COMPRESSED_KIND:
         return STATUS_ALLOCATED | STATUS_DATA | STATUS_COMPRESSED;
+    case QCOW2_MIXED:       /* not of an extent */
+        break;
     }
     return 0;
 }

@@ -112,7 +112,8 @@ static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, str
                            err) ||
         !co_read_table(s, &s->l1, "L1 table", h->l1_off, h->l1_entries, err))
         return false;
-    s->l2_slice_bits = (uint8_t)__builtin_ctz(sizes.l2_slice / 8);
+    s->l2_slice_bits = (uint8_t)(__builtin_ctz(sizes.l2_slice) -
+                                qcow2_l2_entry_bits(&s->geo));
     s->l2 = qcow2_cache_new(&qcow2_l2_cache_ops, s, sizes.l2_slice, sizes.l2_entries);
     if (s->node->read_only)
         return true;
@@ -155,13 +156,9 @@ static void set_geometry(struct qcow2 *s)
 {
     const struct qcow2_header *h = &s->header;
 
-    s->geo = (struct qcow2_geometry){
-        .cluster_bits = (uint8_t)h->cluster_bits,
-        .l2_bits = (uint8_t)(h->cluster_bits - 3),
-        .refcount_order = (uint8_t)h->refcount_order,
-        .version = (uint8_t)h->version,
-    };
+    s->geo = qcow2_geometry_of(h);
     s->cluster_size = 1ULL << h->cluster_bits;
+    s->unit_bits = (uint8_t)qcow2_unit_bits(&s->geo);
     s->names_backing = h->has_backing;
     /* A regular file reads as zero where it has been made longer. */
     s->fresh_from = s->file->zero_init ? align_up(node_size(s->file), s->cluster_size)
@@ -205,7 +202,7 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
     n->size = s->header.size;
     n->zero_init = !n->backing && !s->names_backing;
     n->limits.request_align = 1;
-    n->limits.zero_align = (uint32_t)s->cluster_size;
+    n->limits.zero_align = 1U << s->unit_bits;
     n->limits.write_flags = REQ_BULK;
     n->limits.zero_flags = REQ_BULK | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
     return true;
@@ -282,7 +279,8 @@ static void qcow2_get_info(struct node *n, struct node_info *ret)
 /* QAPI ImageInfoSpecificQCow2. */
 static json_t *qcow2_format_info(struct node *n)
 {
-    const struct qcow2_header *h = &((struct qcow2 *)n->state)->header;
+    const struct qcow2 *s = n->state;
+    const struct qcow2_header *h = &s->header;
     json_t *data = json_object();
 
     json_object_set_new(data, "compat", json_string(h->version == 2 ? "0.10" : "1.1"));
@@ -294,7 +292,7 @@ static json_t *qcow2_format_info(struct node *n)
                             json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS));
         json_object_set_new(data, "corrupt",
                             json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT));
-        json_object_set_new(data, "extended-l2", json_false());
+        json_object_set_new(data, "extended-l2", json_boolean(s->geo.extended));
     }
     return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
 }

@@ -41,6 +41,7 @@ struct qcow2 {
     /* Never changed after opening. */
     struct qcow2_geometry geo;
     uint64_t cluster_size;
+    uint8_t unit_bits;           /* what is allocated by itself, a cluster or a subcluster */
     uint8_t l2_slice_bits;       /* L2 entries in a slice: 1 << bits */
     uint8_t ref_slice_bits;      /* refcounts in a slice */
     uint8_t ref_block_bits;      /* refcounts in a block */
@@ -174,6 +175,10 @@ struct qcow2_extent {
     uint64_t len;                /* guest bytes from the asked offset, > 0 */
     uint64_t host;               /* NORMAL, ZERO_ALLOC: where the asked offset is */
     struct qcow2_l2_entry entry; /* COMPRESSED; len ends with its cluster */
+    /* For writing to clusters that have subclusters, unless it is in place: bytes
+     * before and behind that have to be written too, and whether they are zeros. */
+    uint32_t head, tail;
+    bool zero_around;
 };
 
 /* What maps the beginning of [off, off+len): the longest run of one kind (in one
@@ -181,6 +186,29 @@ struct qcow2_extent {
 MUST_CHECK int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len,
                             struct qcow2_extent *ret);
 int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
+
+/* ---- subcluster.c: with extended L2 entries ------------------------------ */
+
+/* The same from the entry @index of @slice on; never MIXED. */
+MUST_CHECK int qcow2_map_subclusters(const struct qcow2 *s, const void *slice, uint32_t index,
+                                     uint64_t off, uint64_t len, struct qcow2_extent *ret);
+/* Where data for the beginning of [off, off+len) goes: in place for NORMAL with
+ * copied, to the host cluster that is there for MIXED with copied, else to new ones.
+ * The run ends with a cluster or the range; ret->entry is its first cluster's. */
+MUST_CHECK int co_qcow2_map_clusters(struct qcow2 *s, uint64_t off, uint64_t len,
+                                     struct qcow2_extent *ret);
+/* The subclusters of @cluster that [off, off+len) touches. It does touch it. */
+uint32_t qcow2_touched(const struct qcow2 *s, uint64_t cluster, uint64_t off, uint64_t len);
+/* Whether the subcluster of guest offset @off, in a cluster of entry @e, reads as zero. */
+bool qcow2_subcluster_is_zero(const struct qcow2 *s, const struct qcow2_l2_entry *e, uint64_t off);
+
+/* What map clusters for a write. */
+MUST_CHECK static inline int co_qcow2_map_for_write(struct qcow2 *s, uint64_t off, uint64_t len,
+                                                    struct qcow2_extent *ret)
+{
+    return UNLIKELY(s->geo.extended) ? co_qcow2_map_clusters(s, off, len, ret)
+                                     : co_qcow2_map(s, off, len, ret);
+}
 
 /* ---- l2.c ---------------------------------------------------------------- */
 
@@ -215,20 +243,21 @@ bool co_qcow2_wait_claim(struct qcow2 *s, uint64_t first, uint32_t *n);
 
 /* ---- cow.c --------------------------------------------------------------- */
 
-/* A write of guest data to new host clusters, with what surrounds it. */
+/* A write of guest data to host clusters that have none of it yet, with what
+ * surrounds it there. */
 struct qcow2_fill {
     uint64_t off, len;           /* guest range of the data */
     const struct iovec *iov;
     int niov;
     unsigned flags;
-    uint64_t host;               /* of the first cluster */
-    uint32_t n;                  /* clusters; [off, off+len) lies in them, and in each of them */
-    bool source_zero;            /* around the data the guest reads zeros now */
-    bool host_zero;              /* the host clusters read as zero now */
+    uint64_t host;               /* where the data goes */
+    uint32_t head, tail;         /* bytes before and behind it to be filled too */
+    bool source_zero;            /* there the guest reads zeros now */
+    bool host_zero;              /* and so does the host */
 };
 MUST_CHECK int co_qcow2_fill(struct qcow2 *s, const struct qcow2_fill *f);
 /* Whether it writes the data only: nothing around it. */
-bool qcow2_fill_is_plain(const struct qcow2 *s, const struct qcow2_fill *f);
+bool qcow2_fill_is_plain(const struct qcow2_fill *f);
 
 /* ---- io.c ---------------------------------------------------------------- */
 

@@ -122,7 +122,8 @@ static int co_set_size(struct qcow2 *s, uint64_t size)
 bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err)
 {
     struct qcow2 *s = n->state;
-    uint64_t entries = size <= INT64_MAX ? qcow2_l1_entries_for(size, s->geo.cluster_bits)
+    uint64_t entries = size <= INT64_MAX ? qcow2_l1_entries_for(size, s->geo.cluster_bits,
+                                                                s->geo.extended)
                                          : UINT64_MAX;
     int r;
 

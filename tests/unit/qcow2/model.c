@@ -110,11 +110,13 @@ static void co_read(uint64_t off, uint64_t len)
         compare(data, off, len, "read");
 }
 
-/* Discards of whole clusters read as zero, but in version 2 over a backing file. */
+/* Discards of whole clusters, or subclusters, read as zero, but in version 2 over a
+ * backing file. */
 static void co_discard(uint64_t off, uint64_t len)
 {
-    uint64_t end = off + len, from = align_up(off, m->shape->cluster);
-    uint64_t to = end == m->node->size ? end : align_down(end, m->shape->cluster);
+    uint64_t end = off + len, unit = m->shape->cluster / (m->shape->extended ? 32 : 1);
+    uint64_t from = align_up(off, unit);
+    uint64_t to = end == m->node->size ? end : align_down(end, unit);
     bool unmap = strstr(m->shape->options, "unmap") != NULL;
 
     if (m->shape->version == 2)
@@ -208,7 +210,8 @@ static void co_make(void)
     const struct shape *s = m->shape;
     struct qcow2_create_opts o = {
         .size = s->size, .cluster_size = s->cluster, .version = s->version,
-        .refcount_bits = s->refcount_bits, .backing_file = names[s->backing],
+        .refcount_bits = s->refcount_bits, .extended_l2 = s->extended,
+        .backing_file = names[s->backing],
         .backing_format = formats[s->backing],
     };
 

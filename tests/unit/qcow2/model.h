@@ -20,6 +20,7 @@ struct shape {
     uint64_t backing_size;
     const char *options;         /* of the node, beginning with a comma */
     unsigned ops;
+    bool extended;               /* with subclusters */
     bool snapshot;               /* the test has QEMU take one before it begins */
 };
 

@@ -27,6 +27,10 @@ static const struct shape shapes[] = {
     { "1k-over-qcow2", 1024, 16, 3, 512 * KiB, QCOW2_BACKING, 512 * KiB,
       TINY_CACHES ", 'discard': 'unmap'", 100 },
     { "4k-v2", 4096, 16, 2, 1 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 100 },
+    { "16k-extended-over-raw", 16384, 16, 3, 4 * MiB, RAW_BACKING, 3 * MiB,
+      TINY_CACHES ", 'discard': 'unmap'", 60, .extended = true },
+    { "64k-extended-snapshot", 65536, 16, 3, 4 * MiB, NO_BACKING, 0,
+      ", 'discard': 'unmap', 'pass-discard-other': true", 60, .extended = true, .snapshot = true },
     { "4k-snapshot", 4096, 16, 3, 4 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 60,
       .snapshot = true },
 };

@@ -109,7 +109,7 @@ static void every_field_is_checked(void **state)
         { 56, 4, UINT32_MAX, "refcount table has" },
         { 60, 4, 65537, "65537 snapshots" },
         { 72, 8, 1ULL << 2, "'external data file'" },
-        { 72, 8, 1ULL << 4, "'extended L2 entries'" },
+        { 72, 8, 1ULL << 4, "L1 table is too small: 20 entries where the virtual size needs 40" },
         { 72, 8, 1ULL << 60, "feature bit 60" },
         { 72, 8, 1ULL << 3, "compression type 0 and its feature bit" },
         { 96, 4, 7, "refcount width" },
@@ -147,14 +147,14 @@ static void a_feature_is_refused_by_the_name_that_the_image_gives(void **state)
     static uint8_t buf[CLUSTER];
 
     write_good(buf, good_header());
-    store_be64(buf + 72, 1ULL << 4 | 1ULL << 40);
+    store_be64(buf + 72, 1ULL << 5 | 1ULL << 40);
     store_be32(buf + 104, 0x6803f857);
     store_be32(buf + 108, 2 * 48);
     buf[112] = 1;              /* a compatible feature of the same bit */
-    buf[113] = 4;
+    buf[113] = 5;
     memcpy(buf + 114, "not this one", 12);
     buf[160] = 0;
-    buf[161] = 4;
+    buf[161] = 5;
     memset(buf + 162, 'x', 46);           /* full length, no terminator */
     buf[163] = '\n';
     expect_refused(buf, sizeof(buf),
@@ -266,6 +266,85 @@ static void l2_entries_decode_as_documented(void **state)
     assert_false(qcow2_l2_decode(&g, 1, &e));
 }
 
+/* An entry of descriptor @v and bitmap @bitmap, in the third place of a table. */
+static bool decode_extended(uint64_t v, uint64_t bitmap, struct qcow2_l2_entry *ret)
+{
+    struct qcow2_geometry g = { .cluster_bits = 16, .l2_bits = 12, .version = 3,
+                                .extended = true };
+    uint8_t table[4 * 16] = { 0 };
+    bool ok;
+
+    qcow2_l2_entry_set(&g, table, 2, v, (uint32_t)bitmap, (uint32_t)(bitmap >> 32));
+    assert_int_equal(load_be64(table + 32), v);
+    assert_int_equal(load_be64(table + 40), bitmap);
+    assert_int_equal(qcow2_l2_descriptor(&g, table, 2), v);
+    ok = qcow2_l2_entry_get(&g, table, 2, ret);
+    qcow2_l2_set_descriptor(&g, table, 2, 0);
+    assert_int_equal(load_be64(table + 32), 0);
+    assert_int_equal(load_be64(table + 40), bitmap);
+    return ok;
+}
+
+static void extended_l2_entries_decode_as_documented(void **state)
+{
+    const uint64_t all = UINT32_MAX, own = QCOW2_COPIED | 0x50000;
+    static const struct { uint64_t v, bitmap; enum qcow2_kind kind; } good[] = {
+        { 0, 0, QCOW2_UNALLOCATED },
+        { 0, 0xffffffffULL << 32, QCOW2_ZERO_PLAIN },
+        { 0, 1ULL << 32, QCOW2_MIXED },
+        { 0x50000, 0, QCOW2_MIXED },
+        { 0x50000, 0xffffffffULL << 32, QCOW2_ZERO_ALLOC },
+        { QCOW2_COPIED | 0x50000, 0xffffffffULL, QCOW2_NORMAL },
+        { QCOW2_COPIED | 0x50000, 0x7fffffffULL, QCOW2_MIXED },
+        { QCOW2_COPIED | 0x50000, 0x80000000ULL << 32 | 0x7fffffffULL, QCOW2_MIXED },
+        { QCOW2_COMPRESSED | 0x50200, UINT64_MAX, QCOW2_COMPRESSED_KIND },
+    };
+    struct qcow2_geometry plain = { .cluster_bits = 16, .l2_bits = 13, .version = 3 };
+    struct qcow2_l2_entry e;
+    uint8_t table[32] = { 0 };
+
+    for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+        assert_true(decode_extended(good[i].v, good[i].bitmap, &e));
+        assert_int_equal(e.kind, good[i].kind);
+        if (e.kind != QCOW2_COMPRESSED_KIND)
+            assert_int_equal((uint64_t)e.zero << 32 | e.alloc, good[i].bitmap);
+    }
+    for (unsigned bit = 0; bit < 32; bit++) {
+        assert_false(decode_extended(own, (1ULL << 32 | 1) << bit, &e));
+        assert_false(decode_extended(own, all | 1ULL << (32 + bit), &e));
+        assert_false(decode_extended(0, 1ULL << bit, &e));
+        assert_true(decode_extended(own, (all & ~(1ULL << bit)) | 1ULL << (32 + bit), &e));
+    }
+    /* The zero flag is the bitmap's. */
+    assert_false(decode_extended(own | QCOW2_ZERO, 0, &e));
+    assert_false(decode_extended(QCOW2_ZERO, all << 32, &e));
+    assert_false(decode_extended(own | 0x200, 1, &e));
+
+    qcow2_l2_entry_set(&plain, table, 1, own, 0, 0);
+    assert_int_equal(load_be64(table), 0);
+    assert_int_equal(load_be64(table + 8), own);
+    assert_true(qcow2_l2_entry_get(&plain, table, 1, &e));
+    assert_int_equal(e.kind, QCOW2_NORMAL);
+}
+
+static void subclusters_need_clusters_that_are_large_enough(void **state)
+{
+    static uint8_t buf[CLUSTER];
+    struct qcow2_header in = good_header(), out;
+    struct err err = ERR_INIT;
+
+    in.incompatible = QCOW2_INCOMPAT_EXTL2;
+    in.cluster_bits = 14;
+    in.size = 512 * MiB;
+    write_good(buf, in);
+    assert_true(qcow2_header_parse(buf, sizeof(buf), &out, &err));
+    assert_true(qcow2_geometry_of(&out).extended);
+    assert_int_equal(qcow2_geometry_of(&out).l2_bits, 10);
+    in.cluster_bits = 13;
+    write_good(buf, in);
+    expect_refused(buf, sizeof(buf), "extended L2 entries need clusters of 16 KiB at least");
+}
+
 static void table_entries_decode_as_documented(void **state)
 {
     struct qcow2_geometry g = { .cluster_bits = 16, .l2_bits = 13, .version = 3 };
@@ -290,12 +369,14 @@ static void table_entries_decode_as_documented(void **state)
 
 static void l1_sizes_are_those_of_the_document(void **state)
 {
-    assert_int_equal(qcow2_l1_entries_for(0, 16), 0);
-    assert_int_equal(qcow2_l1_entries_for(1, 16), 1);
-    assert_int_equal(qcow2_l1_entries_for(512 * MiB, 16), 1);
-    assert_int_equal(qcow2_l1_entries_for(512 * MiB + 1, 16), 2);
-    assert_int_equal(qcow2_l1_entries_for(128 * GiB, 9), LIMIT_QCOW2_L1_BYTES / 8);
-    assert_int_equal(qcow2_l1_entries_for(2048 * 1024 * TiB, 21), LIMIT_QCOW2_L1_BYTES / 8);
+    assert_int_equal(qcow2_l1_entries_for(0, 16, false), 0);
+    assert_int_equal(qcow2_l1_entries_for(1, 16, false), 1);
+    assert_int_equal(qcow2_l1_entries_for(512 * MiB, 16, false), 1);
+    assert_int_equal(qcow2_l1_entries_for(512 * MiB + 1, 16, false), 2);
+    assert_int_equal(qcow2_l1_entries_for(128 * GiB, 9, false), LIMIT_QCOW2_L1_BYTES / 8);
+    assert_int_equal(qcow2_l1_entries_for(2048 * 1024 * TiB, 21, false), LIMIT_QCOW2_L1_BYTES / 8);
+    assert_int_equal(qcow2_l1_entries_for(512 * MiB, 16, true), 2);
+    assert_int_equal(qcow2_l1_entries_for(1024 * 1024 * TiB, 21, true), LIMIT_QCOW2_L1_BYTES / 8);
 }
 
 static void refcounts_of_every_width(void **state)
@@ -350,6 +431,8 @@ int main(void)
         cmocka_unit_test(the_backing_name_is_bounded),
         cmocka_unit_test(a_header_that_does_not_fit_its_cluster_is_not_written),
         cmocka_unit_test(l2_entries_decode_as_documented),
+        cmocka_unit_test(extended_l2_entries_decode_as_documented),
+        cmocka_unit_test(subclusters_need_clusters_that_are_large_enough),
         cmocka_unit_test(table_entries_decode_as_documented),
         cmocka_unit_test(l1_sizes_are_those_of_the_document),
         cmocka_unit_test(refcounts_of_every_width),

@@ -37,6 +37,16 @@ static const struct shape shapes[] = {
       ", 'discard': 'unmap', 'cache': {'direct': true}", 200 },
     { "64k-over-raw-direct", 65536, 16, 3, 8 * MiB, RAW_BACKING, 5 * MiB + 512,
       ", 'discard': 'unmap', 'cache': {'direct': true}", 200 },
+    { "16k-extended", 16384, 16, 3, 6 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'",
+      500, .extended = true },
+    { "16k-extended-over-qcow2", 16384, 8, 3, 4 * MiB + 512, QCOW2_BACKING, 5 * MiB,
+      TINY_CACHES ", 'discard': 'unmap', 'pass-discard-other': true", 500, .extended = true },
+    { "64k-extended-over-shorter-raw", 65536, 16, 3, 8 * MiB, RAW_BACKING, 5 * MiB + 4608,
+      ", 'discard': 'unmap'", 400, .extended = true },
+    { "128k-extended-no-unref", 131072, 64, 3, 8 * MiB, NO_BACKING, 0,
+      ", 'discard': 'unmap', 'discard-no-unref': true", 400, .extended = true },
+    { "2M-extended-over-raw", 2 * MiB, 16, 3, 20 * MiB + 4096, RAW_BACKING, 13 * MiB, "", 150,
+      .extended = true },
 };
 
 /* QEMU keeps what the disk is now; from here on its clusters are shared. */

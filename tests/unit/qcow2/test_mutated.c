@@ -26,6 +26,9 @@ static const char *const kinds[] = {
     "qemu-img convert -f raw -O qcow2 -o cluster_size=1k,refcount_bits=64 more.raw i.qcow2 && "
         "qemu-img snapshot -c s i.qcow2",
     "qemu-img convert -f raw -O qcow2 -o compat=0.10,cluster_size=2k more.raw i.qcow2",
+    "qemu-img create -q -f qcow2 -o extended_l2=on,cluster_size=16k -b base.raw -F raw i.qcow2 2M "
+        "&& qemu-io -f qcow2 -c 'write -P 3 1k 300k' -c 'write -z 400k 3k' -c 'write 700k 5k' "
+        "i.qcow2",
 };
 
 static uint64_t size_of(const char *name)
