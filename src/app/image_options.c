@@ -124,8 +124,6 @@ static bool not_yet(struct err *err, const char *key)
 bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
                              struct qcow2_create_opts *ret, struct err *err)
 {
-    if (o->extended_l2)
-        return not_yet(err, "extended_l2");
     if (o->compression_type)
         return not_yet(err, "compression_type=zstd");
     if (o->lazy_refcounts)
@@ -139,6 +137,7 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
         .cluster_size = (uint32_t)MIN(o->cluster_size, (uint64_t)UINT32_MAX),
         .version = !o->has_compat ? 0 : o->compat < IMAGE_COMPAT_1_1 ? 2 : 3,
         .refcount_bits = o->refcount_bits,
+        .extended_l2 = o->extended_l2,
         .backing_file = o->backing_file,
         .backing_format = o->has_backing_fmt ? image_formats[o->backing_fmt] : NULL,
     };

@@ -94,6 +94,7 @@ def test_create_keeps_off_an_image_in_use(tmp_path):
     (["compat=v3,cluster_size=4k", "refcount_bits=64"], {"compat": "1.1", "refcount-bits": 64}),
     (["refcount_bits=8", "refcount_bits=32"], {"refcount-bits": 32}),
     (["compression_type=zlib,lazy_refcounts=off,extended_l2=no"], {"compression-type": "zlib"}),
+    (["extended_l2=on,cluster_size=128k"], {"extended-l2": True}),
 ])
 def test_create_takes_the_keys_of_qemu_img(options, expected, tmp_path):
     """One option or several; of the same key the last one counts."""
@@ -128,6 +129,8 @@ def test_create_with_a_backing_file_among_the_keys(chain, tmp_path):
     ("a.qcow2", ["-o", "cluster_size=64k", "--cluster-size", "64k"], "leave one out", 2),
     ("a.qcow2", ["-o", "backing_fmt=raw"], "backing_fmt without backing_file", 2),
     ("a.qcow2", ["-o", "cluster_size=3k"], "power of two", 1),
+    ("a.qcow2", ["-o", "extended_l2=on,cluster_size=8k"], "at least 16384 bytes", 1),
+    ("a.qcow2", ["-o", "extended_l2=on,compat=v2"], "compatibility level 1.1", 1),
     ("a.raw", ["-o", "cluster_size=64k"], "Parameter 'cluster_size' is unexpected", 2),
     ("a.raw", ["-o", "preallocation=metadata"], "has no metadata", 2),
 ])

@@ -335,7 +335,7 @@ static void subclusters_need_clusters_that_are_large_enough(void **state)
 
     in.incompatible = QCOW2_INCOMPAT_EXTL2;
     in.cluster_bits = 14;
-    in.size = 512 * MiB;
+    in.size = 256 * MiB;
     write_good(buf, in);
     assert_true(qcow2_header_parse(buf, sizeof(buf), &out, &err));
     assert_true(qcow2_geometry_of(&out).extended);
