@@ -126,8 +126,6 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
 {
     if (o->compression_type)
         return not_yet(err, "compression_type=zstd");
-    if (o->lazy_refcounts)
-        return not_yet(err, "lazy_refcounts");
     if (o->has_data_file || o->data_file_raw)
         return not_yet(err, "data_file");
     if (o->preallocation)
@@ -138,6 +136,7 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
         .version = !o->has_compat ? 0 : o->compat < IMAGE_COMPAT_1_1 ? 2 : 3,
         .refcount_bits = o->refcount_bits,
         .extended_l2 = o->extended_l2,
+        .lazy_refcounts = o->lazy_refcounts,
         .backing_file = o->backing_file,
         .backing_format = o->has_backing_fmt ? image_formats[o->backing_fmt] : NULL,
     };

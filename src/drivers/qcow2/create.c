@@ -62,10 +62,14 @@ static bool fill_header(const struct qcow2_create_opts *o, struct qcow2_header *
     if (o->extended_l2 && cluster < 1U << QCOW2_EXTL2_MIN_CLUSTER_BITS)
         return err_set(err, -EINVAL, "Extended L2 entries are only supported with cluster sizes of "
                        "at least %u bytes", 1U << QCOW2_EXTL2_MIN_CLUSTER_BITS);
+    if (h->version == 2 && o->lazy_refcounts)
+        return err_set(err, -EINVAL, "Lazy refcounts require compatibility level 1.1 or above "
+                       "(use version=v3 or greater)");
     if (o->size > INT64_MAX - 511)
         return err_set(err, -EFBIG, "The image size is too large");
     h->cluster_bits = (uint32_t)__builtin_ctz(cluster);
     h->refcount_order = (uint32_t)__builtin_ctz(bits);
+    h->compatible = o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0;
     h->size = align_up(o->size, 512);
     h->incompatible = o->extended_l2 ? QCOW2_INCOMPAT_EXTL2 : 0;
     h->header_bytes = h->version == 2 ? QCOW2_V2_HEADER_BYTES : QCOW2_V3_HEADER_BYTES + 8;
@@ -95,6 +99,26 @@ static bool fill_backing(const struct qcow2_create_opts *o, struct qcow2_header 
     h->has_backing = true;
     strcpy(h->backing_file, o->backing_file);
     strcpy(h->backing_format, o->backing_format);
+    return true;
+}
+
+/* The first cluster, with the names of features where there is room for them: only
+ * clusters of 512 bytes with a long name of the backing file have none. */
+static bool fill_cluster(const struct qcow2_header *h, void *buf, struct err *err)
+{
+    size_t cluster = (size_t)1 << h->cluster_bits, bytes;
+    CLEANUP(free) void *plain = malloc(cluster);
+    uint8_t names[QCOW2_FEATURE_NAMES_BYTES];
+    struct qcow2_extension e = { QCOW2_EXT_FEATURE_NAMES, sizeof(names), names };
+    struct qcow2_header_change c = { .extensions = &e, .n_extensions = h->version >= 3 };
+
+    if (!plain)
+        return err_set(err, -ENOMEM, "Out of memory");
+    qcow2_feature_names(names);
+    if (!qcow2_header_write(h, plain, err))
+        return false;
+    if (!qcow2_header_rebuild(plain, cluster, &c, buf, &bytes, NULL))
+        memcpy(buf, plain, cluster);
     return true;
 }
 
@@ -177,7 +201,7 @@ bool co_qcow2_create(struct node *file, const struct qcow2_create_opts *opts, st
     header = malloc(l.cluster_size);
     if (!header)
         return err_set(err, -ENOMEM, "Out of memory");
-    if (!qcow2_header_write(&h, header, err) || !co_prepare_file(file, &l, err))
+    if (!fill_cluster(&h, header, err) || !co_prepare_file(file, &l, err))
         return false;
     r = co_write_image(file, &l, &h, header);
     return r == 0 || err_errno(err, r, "Could not write the image");

@@ -13,6 +13,7 @@ struct qcow2_create_opts {
     uint32_t version;            /* 2 or 3; 0: 3 */
     uint32_t refcount_bits;      /* 1 .. 64, power of two (version 2: 16); 0: 16 */
     bool extended_l2;            /* subclusters: clusters of 16 KiB at least, version 3 */
+    bool lazy_refcounts;         /* version 3: write refcounts on closing only */
     const char *backing_file;    /* as it is to stand in the header; NULL: none */
     const char *backing_format;  /* its driver; must be given with backing_file */
 };

@@ -23,6 +23,36 @@ bool qcow2_next_extension(const void *buf, size_t len, size_t *at, struct qcow2_
     return true;
 }
 
+/* ---- feature name table ------------------------------------------------------ */
+
+static const struct {
+    uint8_t type, bit;           /* 0 incompatible, 1 compatible, 2 autoclear */
+    const char *name;
+} features[] = {
+    { 0, 0, "dirty bit" },
+    { 0, 1, "corrupt bit" },
+    { 0, 2, "external data file" },
+    { 0, 3, "compression type" },
+    { 0, 4, "extended L2 entries" },
+    { 1, 0, "lazy refcounts" },
+    { 2, 0, "bitmaps" },
+    { 2, 1, "raw external data" },
+};
+
+static_assert(ARRAY_SIZE(features) * 48 == QCOW2_FEATURE_NAMES_BYTES, "an entry has 48 bytes");
+
+void qcow2_feature_names(uint8_t buf[QCOW2_FEATURE_NAMES_BYTES])
+{
+    memset(buf, 0, QCOW2_FEATURE_NAMES_BYTES);
+    for (size_t i = 0; i < ARRAY_SIZE(features); i++, buf += 48) {
+        buf[0] = features[i].type;
+        buf[1] = features[i].bit;
+        memcpy(buf + 2, features[i].name, strlen(features[i].name));
+    }
+}
+
+/* ---- rebuilding ---------------------------------------------------------------- */
+
 /* The old cluster, and the new one as far as it has come. */
 struct rebuild {
     const uint8_t *old;

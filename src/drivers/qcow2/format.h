@@ -109,6 +109,10 @@ struct qcow2_header_change {
     uint64_t autoclear_set, autoclear_clear;     /* version 3 */
 };
 
+/* The table with the names of all features that are known here (version 3). */
+#define QCOW2_FEATURE_NAMES_BYTES (8 * 48)
+void qcow2_feature_names(uint8_t buf[QCOW2_FEATURE_NAMES_BYTES]);
+
 /* Make the first cluster anew from the one at @old (@len bytes, which may end
  * early): header fields as they are, however long it is, unknown extensions as they
  * are, what @c says changed. The table of feature names goes if there is no room

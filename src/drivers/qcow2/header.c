@@ -54,6 +54,31 @@ int co_qcow2_mark_corrupt(struct qcow2 *s)
     return r < 0 ? r : -EIO;
 }
 
+static int co_write_incompatible(struct qcow2 *s, uint64_t bits)
+{
+    int r = co_write_u64_field(s, QCOW2_FIELD_INCOMPATIBLE, bits);
+
+    if (r == 0)
+        r = co_qcow2_flush_file(s);
+    if (r == 0)
+        s->header.incompatible = bits | (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT);
+    return r;
+}
+
+int co_qcow2_mark_dirty(struct qcow2 *s)
+{
+    if (LIKELY(s->header.incompatible & QCOW2_INCOMPAT_DIRTY))
+        return 0;
+    return co_write_incompatible(s, s->header.incompatible | QCOW2_INCOMPAT_DIRTY);
+}
+
+int co_qcow2_mark_clean(struct qcow2 *s)
+{
+    if (!(s->header.incompatible & QCOW2_INCOMPAT_DIRTY))
+        return 0;
+    return co_write_incompatible(s, s->header.incompatible & ~QCOW2_INCOMPAT_DIRTY);
+}
+
 int co_qcow2_begin_write(struct qcow2 *s)
 {
     int r = 0;

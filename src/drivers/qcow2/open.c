@@ -196,6 +196,11 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
 
     if (!co_read_header(s, err) || (!n->read_only && !check_writable(&s->header, err)))
         return false;
+    if (o->has_lazy_refcounts && o->lazy_refcounts && s->header.version < 3)
+        return err_set(err, -EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
+                       "compatibility level");
+    s->lazy = o->has_lazy_refcounts ? o->lazy_refcounts
+                                    : s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
     set_geometry(s);
     if (!co_load_metadata(s, o, err) || !co_open_backing(s, o, err))
         return false;
@@ -238,6 +243,7 @@ static void co_settle(struct qcow2 *s)
         return;
 
     /* Nobody is there to hear of a failure; a crash would have left the same. */
+    s->lazy = false;
     int r = co_qcow2_sync(s);
 
     co_qcow2_quiesce(s);
@@ -245,6 +251,9 @@ static void co_settle(struct qcow2 *s)
         r = co_qcow2_sync(s);
     if (r == 0)
         co_qcow2_host_trim(s);
+    if (r == 0)
+        r = co_qcow2_mark_clean(s);
+    (void)r;
 }
 
 static void co_qcow2_close(struct node *n)

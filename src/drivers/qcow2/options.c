@@ -21,7 +21,8 @@ static const struct schema_member members[] = {
     O(backing, "backing", &blockdev_ref_or_null_type,
       "the backing file (default: what the image names); null: none"),
     O(lazy_refcounts, "lazy-refcounts", &schema_bool,
-      "no effect: refcounts are always written back in order, and late"),
+      "write refcounts on closing only; after a crash they are repaired (default: as the image "
+      "says)"),
     O(pass_discard_request, "pass-discard-request", &schema_bool,
       "discard in the file what guests discard (default: on if discard=unmap)"),
     O(pass_discard_snapshot, "pass-discard-snapshot", &schema_bool,

@@ -53,6 +53,7 @@ struct qcow2 {
     struct co_mutex header_lock; /* one write to the first cluster at a time */
     bool write_ready;            /* writing is allowed, and the header fit for it */
     bool wrote;                  /* something was allocated since opening */
+    bool lazy;                   /* refcounts are written on closing (I-Q10) */
 
     /* Metadata in memory. Tables are whole, caches hold slices. refcounts only of
      * writable nodes. */
@@ -123,6 +124,11 @@ void co_qcow2_host_trim(struct qcow2 *s);
 MUST_CHECK int co_qcow2_begin_write(struct qcow2 *s);
 /* Stop writing, and set the corrupt bit in the file (version 3). Always -EIO. */
 MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s);
+/* Set the dirty bit, on the disk, unless it is set: refcounts may be wrong from now
+ * on. And clear it, when they are right, on the disk, again. Under sync_lock, or when
+ * nobody else is there. */
+MUST_CHECK int co_qcow2_mark_dirty(struct qcow2 *s);
+MUST_CHECK int co_qcow2_mark_clean(struct qcow2 *s);
 /* Stop writing: what is in the file is not known any more. */
 void qcow2_stop_writing(struct qcow2 *s);
 

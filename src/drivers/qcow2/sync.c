@@ -8,6 +8,7 @@
  *
  *     freeze L1 and refcount tables and L2 slices; take the dropped runs
  *     refcount slices                        (as they are: a count too high leaks)
+ *       or, lazy, the dirty bit and a flush  I-Q10: instead, once
  *     flush, refcount table, if it changed   I-Q2: blocks before the table's entries
  *     flush                                  I-Q1, I-Q3: data, refcounts and new L2
  *     L2 slices, L1 table                      tables before entries that use them
@@ -190,9 +191,18 @@ int co_qcow2_flush_file(struct qcow2 *s)
     return s->flush_error;
 }
 
+/* Refcounts come first; with lazy ones it is enough that the image says that they
+ * may be wrong (I-Q10). Those that were pushed out of the cache are on disk. */
+static int co_secure_refcounts(struct qcow2 *s)
+{
+    if (!s->lazy)
+        return co_qcow2_store_refcounts(s);
+    return qcow2_cache_is_dirty(s->refcounts) ? co_qcow2_mark_dirty(s) : 0;
+}
+
 static int co_write_frozen(struct qcow2 *s)
 {
-    int r = co_qcow2_store_refcounts(s);
+    int r = co_secure_refcounts(s);
 
     if (r == 0 && s->reftable.n_frozen) {
         r = co_qcow2_flush_file(s);
@@ -280,7 +290,7 @@ int co_qcow2_sync(struct qcow2 *s)
 
 static bool anything_dirty(const struct qcow2 *s)
 {
-    return qcow2_cache_is_dirty(s->l2) || qcow2_cache_is_dirty(s->refcounts) ||
+    return qcow2_cache_is_dirty(s->l2) || (!s->lazy && qcow2_cache_is_dirty(s->refcounts)) ||
            qcow2_table_is_dirty(&s->l1) || qcow2_table_is_dirty(&s->reftable) || s->dropped.n;
 }
 

@@ -28,6 +28,8 @@ struct shape {
 #define TINY_CACHES ", 'l2-cache-size': 4096, 'refcount-cache-size': 4096, " \
                     "'l2-cache-entry-size': 512"
 
+#define LAZY ", 'lazy-refcounts': true"
+
 struct model {
     const struct shape *shape;
     uint64_t seed;
