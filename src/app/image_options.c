@@ -124,8 +124,6 @@ static bool not_yet(struct err *err, const char *key)
 bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
                              struct qcow2_create_opts *ret, struct err *err)
 {
-    if (o->compression_type)
-        return not_yet(err, "compression_type=zstd");
     if (o->has_data_file || o->data_file_raw)
         return not_yet(err, "data_file");
     if (o->preallocation)
@@ -137,6 +135,7 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
         .refcount_bits = o->refcount_bits,
         .extended_l2 = o->extended_l2,
         .lazy_refcounts = o->lazy_refcounts,
+        .compression = (enum qcow2_compression)o->compression_type,
         .backing_file = o->backing_file,
         .backing_format = o->has_backing_fmt ? image_formats[o->backing_fmt] : NULL,
     };

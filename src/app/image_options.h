@@ -42,7 +42,7 @@ struct image_options {
     bool has_extended_l2, extended_l2;
     bool has_lazy_refcounts, lazy_refcounts;
     bool has_compression_type;
-    int compression_type;        /* 0 zlib, 1 zstd */
+    int compression_type;        /* enum qcow2_compression */
     bool has_preallocation;
     int preallocation;           /* enum image_prealloc */
     bool has_encryption, encryption;

@@ -106,6 +106,10 @@
 /* Pieces of one guest request that are under way at the same time. */
 #define LIMIT_QCOW2_PIECES 8
 
+/* Clusters of one image that are being compressed and written at the same time, each
+ * with up to two buffers of its size. */
+#define LIMIT_QCOW2_PACKERS 16
+
 /* --- block --- */
 
 /* Images in a backing chain. Chains come from image headers, which may name each

@@ -74,8 +74,9 @@ struct node_limits {
     uint32_t max_zeroes;         /* the same for write_zeroes and discard; 0: no limit */
     uint32_t zero_align;         /* power of two; write_zeroes is cut so that only its head and
                                   *   tail are less than this; 0: request_align */
-    unsigned write_flags;        /* REQ_ flags that co_pwritev understands (FUA: else the */
-    unsigned zero_flags;         /*   funnel flushes after the write); same for zeroes */
+    unsigned write_flags;        /* REQ_ flags that co_pwritev understands (FUA: else the funnel
+                                  *   flushes after the write; COMPRESSED: else it is refused) */
+    unsigned zero_flags;         /* the same for zeroes */
 };
 
 struct node {

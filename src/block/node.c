@@ -298,6 +298,7 @@ void node_get_info(struct node *n, struct node_info *ret)
     ret->request_align = n->limits.request_align;
     ret->max_transfer = n->limits.max_transfer;
     ret->zero_init = n->zero_init;
+    ret->can_compress = n->limits.write_flags & REQ_COMPRESSED;
     if (n->drv->get_info)
         n->drv->get_info(n, ret);
 }

@@ -31,6 +31,8 @@ enum req_flags {
     REQ_MAY_UNMAP = 2,    /* write_zeroes: may leave a hole */
     REQ_NO_FALLBACK = 4,  /* write_zeroes: -ENOTSUP rather than slow writing of zeros */
     REQ_BULK = 8,         /* background copy: keep off the loop that guests wait on */
+    REQ_COMPRESSED = 32,  /* pwritev: store it compressed. Whole clusters; the last may be cut off
+                           * by the end of the disk. -ENOTSUP where node_info.can_compress is not */
     REQ_WRITE_UNCHANGED = 16, /* the content stays the same: no before-write notifiers */
 };
 
@@ -69,6 +71,7 @@ struct node_info {
     uint32_t max_transfer;       /* 0: no limit */
     bool can_unmap;              /* discard and REQ_MAY_UNMAP free space */
     bool can_write_zeroes_fast;  /* write_zeroes with REQ_NO_FALLBACK works */
+    bool can_compress;           /* REQ_COMPRESSED works */
     bool zero_init;              /* never-written ranges are known to read as zero */
     bool dirty;                  /* the image was not closed cleanly */
     char filename[4096];         /* what qemu-img info shows: a path, an nbd:// URI or json:{} */

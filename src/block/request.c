@@ -101,6 +101,8 @@ static int co_write_careful(struct node *n, uint64_t off, uint64_t len, const st
     bool flush_after = (flags & REQ_FUA & ~n->limits.write_flags) != 0;
     struct request rq;
 
+    if (flags & REQ_COMPRESSED & ~n->limits.write_flags)
+        return -ENOTSUP;
     if (len == 0)
         return 0;
     if (is_zero_write(n, iov, niov)) {
@@ -133,7 +135,7 @@ int co_node_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iov
     if (UNLIKELY(!range_inside(n, off, len)))
         return -ENOSPC;
     if (LIKELY(fits_driver(n, off, len) && !n->core->write_care &&
-               !(flags & REQ_FUA & ~n->limits.write_flags)))
+               !(flags & (REQ_FUA | REQ_COMPRESSED) & ~n->limits.write_flags)))
         return n->drv->co_pwritev(n, off, len, iov, niov, flags);
     return co_write_careful(n, off, len, iov, niov, flags);
 }

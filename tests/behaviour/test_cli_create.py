@@ -95,6 +95,7 @@ def test_create_keeps_off_an_image_in_use(tmp_path):
     (["refcount_bits=8", "refcount_bits=32"], {"refcount-bits": 32}),
     (["compression_type=zlib,lazy_refcounts=off,extended_l2=no"], {"compression-type": "zlib"}),
     (["extended_l2=on,cluster_size=128k"], {"extended-l2": True}),
+    (["compression_type=zstd"], {"compression-type": "zstd"}),
 ])
 def test_create_takes_the_keys_of_qemu_img(options, expected, tmp_path):
     """One option or several; of the same key the last one counts."""

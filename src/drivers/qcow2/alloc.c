@@ -478,6 +478,14 @@ static int co_write_request(struct qcow2 *s, uint64_t off, uint64_t len, const s
     return r;
 }
 
+static int co_write_any(struct qcow2 *s, uint64_t off, uint64_t len, const struct iovec *iov,
+                        int niov, unsigned flags)
+{
+    if (UNLIKELY(flags & REQ_COMPRESSED))
+        return co_qcow2_write_compressed(s, off, len, iov, niov, flags);
+    return co_write_request(s, off, len, iov, niov, flags);
+}
+
 int co_qcow2_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
                      unsigned flags)
 {
@@ -486,14 +494,14 @@ int co_qcow2_pwritev(struct node *n, uint64_t off, uint64_t len, const struct io
 
     if (r < 0)
         return r;
-    r = co_write_request(s, off, len, iov, niov, flags);
+    r = co_write_any(s, off, len, iov, niov, flags);
     /* On a device that is full, clusters that wait for a flush to be free may do. */
     if (UNLIKELY(r == -ENOSPC && (s->dropped.n || s->freed.n || s->reaping))) {
         r = co_qcow2_sync(s);
         if (r < 0)
             return r;
         co_qcow2_wait_freed(s);
-        r = co_write_request(s, off, len, iov, niov, flags);
+        r = co_write_any(s, off, len, iov, niov, flags);
     }
     return r;
 }

@@ -11,16 +11,11 @@
 #include "base/iov.h"
 #include "base/mem.h"
 #include "base/range.h"
+#include "drivers/qcow2/codec.h"
 #include "drivers/qcow2/qcow2.h"
 #include "loop/co_io.h"
-#include <zlib.h>
-#include <zstd.h>
 
 #define SLOTS 8
-
-/* The window that a zstd frame may ask for is memory that the image takes from us:
- * four times the largest cluster is more than any encoder wants for one. */
-#define ZSTD_WINDOW_LOG_MAX 23
 
 struct slot {
     uint64_t host;
@@ -28,6 +23,7 @@ struct slot {
     bool busy;                   /* being filled */
     uint64_t used;               /* when last, by unpacker->clock */
     void *data;                  /* a cluster, once the slot was used */
+    struct qcow2_codec *codec;   /* the same */
 };
 
 struct qcow2_unpacker {
@@ -40,8 +36,10 @@ void qcow2_unpacker_free(struct qcow2_unpacker *u)
 {
     if (!u)
         return;
-    for (int i = 0; i < SLOTS; i++)
+    for (int i = 0; i < SLOTS; i++) {
+        qcow2_codec_free(u->slots[i].codec);
         free(u->slots[i].data);
+    }
     free(u);
 }
 
@@ -59,57 +57,20 @@ void qcow2_unpacker_drop(struct qcow2 *s, uint64_t first, uint32_t n)
 /* ---- unpacking: in a worker ---------------------------------------------- */
 
 struct job {
+    struct qcow2_codec *codec;
     const void *packed;
     size_t packed_bytes;
     void *out;
     size_t out_bytes;
-    int type;
+    enum qcow2_compression type;
 };
-
-/* Raw deflate; what follows the end of a stream is padding or a neighbour. */
-static int unpack_zlib(const struct job *job)
-{
-    z_stream z = {
-        .next_in = (void *)job->packed, .avail_in = (uInt)job->packed_bytes,
-        .next_out = job->out, .avail_out = (uInt)job->out_bytes,
-    };
-    int r = inflateInit2(&z, -12);
-
-    if (r != Z_OK)
-        return -ENOMEM;
-    r = inflate(&z, Z_FINISH);
-    inflateEnd(&z);
-    /* Z_BUF_ERROR: the end mark did not fit into what the entry says. */
-    return z.avail_out == 0 && (r == Z_STREAM_END || r == Z_BUF_ERROR) ? 0 : -EIO;
-}
-
-static int unpack_zstd(const struct job *job)
-{
-    ZSTD_inBuffer in = { job->packed, job->packed_bytes, 0 };
-    ZSTD_outBuffer out = { job->out, job->out_bytes, 0 };
-    ZSTD_DCtx *ctx = ZSTD_createDCtx();
-    int r = 0;
-
-    if (!ctx)
-        return -ENOMEM;
-    if (ZSTD_isError(ZSTD_DCtx_setParameter(ctx, ZSTD_d_windowLogMax, ZSTD_WINDOW_LOG_MAX)))
-        r = -EIO;
-    while (r == 0 && out.pos < out.size) {
-        size_t in_was = in.pos, out_was = out.pos;
-
-        if (ZSTD_isError(ZSTD_decompressStream(ctx, &out, &in)) ||
-            (in.pos == in_was && out.pos == out_was))
-            r = -EIO;
-    }
-    ZSTD_freeDCtx(ctx);
-    return r;
-}
 
 static int unpack(void *arg)
 {
     struct job *job = arg;
 
-    return job->type == QCOW2_COMPRESSION_ZSTD ? unpack_zstd(job) : unpack_zlib(job);
+    return qcow2_codec_unpack(job->codec, job->type, job->packed, job->packed_bytes, job->out,
+                              job->out_bytes);
 }
 
 /* ---- slots --------------------------------------------------------------- */
@@ -140,7 +101,8 @@ static int co_fill_slot(struct qcow2 *s, struct slot *slot, unsigned flags)
     uint64_t size = node_size(s->file);
     uint64_t have = slot->host < size ? MIN(size - slot->host, (uint64_t)slot->bytes) : 0;
     CLEANUP(free) void *packed = have ? try_alloc_aligned(have) : NULL;
-    struct job job = { packed, have, slot->data, s->cluster_size, s->header.compression };
+    struct job job = { slot->codec, packed, have, slot->data, s->cluster_size,
+                       (enum qcow2_compression)s->header.compression };
     int r;
 
     if (!have)
@@ -149,7 +111,9 @@ static int co_fill_slot(struct qcow2 *s, struct slot *slot, unsigned flags)
         return -ENOMEM;
     /* Its last sector may be cut short by the end of the file. */
     r = co_node_pread(s->file, slot->host, have, packed, flags & REQ_BULK);
-    return r < 0 ? r : co_offload(unpack, &job);
+    if (r < 0)
+        return r;
+    return flags & REQ_BULK ? co_offload_bulk(unpack, &job) : co_offload(unpack, &job);
 }
 
 static int co_load_slot(struct qcow2 *s, struct slot *slot, const struct qcow2_l2_entry *e,
@@ -161,6 +125,8 @@ static int co_load_slot(struct qcow2 *s, struct slot *slot, const struct qcow2_l
         slot->data = try_alloc_aligned(s->cluster_size);
     if (!slot->data)
         return -ENOMEM;
+    if (!slot->codec)
+        slot->codec = qcow2_codec_new();
     slot->host = e->host;
     slot->bytes = e->compressed_bytes;
     slot->busy = true;

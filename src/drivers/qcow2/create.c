@@ -81,6 +81,19 @@ static bool fill_header(const struct qcow2_create_opts *o, struct qcow2_header *
     return true;
 }
 
+static bool fill_compression(const struct qcow2_create_opts *o, struct qcow2_header *h,
+                             struct err *err)
+{
+    if (o->compression == QCOW2_COMPRESSION_ZLIB)
+        return true;
+    if (h->version == 2)
+        return err_set(err, -EINVAL, "Non-zlib compression type is only supported with "
+                       "compatibility level 1.1 and above (use version=v3 or greater)");
+    h->compression = (uint8_t)o->compression;
+    h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+    return true;
+}
+
 static bool fill_backing(const struct qcow2_create_opts *o, struct qcow2_header *h,
                          struct err *err)
 {
@@ -192,7 +205,8 @@ bool co_qcow2_create(struct node *file, const struct qcow2_create_opts *opts, st
     struct layout l;
     int r;
 
-    if (!fill_header(opts, &h, err) || !fill_backing(opts, &h, err))
+    if (!fill_header(opts, &h, err) || !fill_compression(opts, &h, err) ||
+        !fill_backing(opts, &h, err))
         return false;
     l = plan(h.cluster_bits, h.refcount_order, h.l1_entries);
     h.reftable_off = l.cluster_size;

@@ -6,6 +6,7 @@
 #define QCOW2_CREATE_H
 
 #include "block/node.h"
+#include "drivers/qcow2/format.h"
 
 struct qcow2_create_opts {
     uint64_t size;               /* of the disk, bytes; rounded up to 512 as QEMU does */
@@ -14,6 +15,7 @@ struct qcow2_create_opts {
     uint32_t refcount_bits;      /* 1 .. 64, power of two (version 2: 16); 0: 16 */
     bool extended_l2;            /* subclusters: clusters of 16 KiB at least, version 3 */
     bool lazy_refcounts;         /* version 3: write refcounts on closing only */
+    enum qcow2_compression compression;   /* of compressed clusters; zstd needs version 3 */
     const char *backing_file;    /* as it is to stand in the header; NULL: none */
     const char *backing_format;  /* its driver; must be given with backing_file */
 };

@@ -187,6 +187,24 @@ struct qcow2_l2_entry {
                              * that reads as zero; no bit is in both */
 };
 
+/* Bits of a compressed cluster's entry for its offset; above them are its sectors. */
+static inline unsigned qcow2_compressed_shift(const struct qcow2_geometry *g)
+{
+    return 62 - (g->cluster_bits - 8U);
+}
+
+/* The entry of @bytes of compressed data (less than a cluster) at @host; false when
+ * that lies behind what such an entry can address. */
+MUST_CHECK static inline bool qcow2_compressed_encode(const struct qcow2_geometry *g,
+                                                      uint64_t host, uint32_t bytes, uint64_t *ret)
+{
+    unsigned x = qcow2_compressed_shift(g);
+    uint64_t more_sectors = ((host + bytes - 1) >> 9) - (host >> 9);
+
+    *ret = QCOW2_COMPRESSED | more_sectors << x | host;
+    return host + bytes <= MIN(1ULL << x, QCOW2_MAX_HOST_OFFSET);
+}
+
 /* "Standard Cluster Descriptor" and "Compressed Clusters Descriptor": the whole of
  * a standard entry, the first half of an extended one (use qcow2_l2_entry_get). False: no
  * such entry may be (reserved bits, an offset off the clusters). On the way of
@@ -195,7 +213,7 @@ MUST_CHECK static inline bool qcow2_l2_decode(const struct qcow2_geometry *g, ui
                                               struct qcow2_l2_entry *ret)
 {
     if (UNLIKELY(v & QCOW2_COMPRESSED)) {
-        unsigned x = 62 - (g->cluster_bits - 8);
+        unsigned x = qcow2_compressed_shift(g);
         uint64_t sectors = ((v & ~(QCOW2_COPIED | QCOW2_COMPRESSED)) >> x) + 1;
 
         ret->kind = QCOW2_COMPRESSED_KIND;

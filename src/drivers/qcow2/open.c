@@ -5,6 +5,7 @@
  * point to, nothing is read before it is needed, but that no two of them point to
  * the same cluster is checked before anything may be written.
  */
+#include "base/limits.h"
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
@@ -144,6 +145,9 @@ static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_optio
     co_mutex_init(&s->store_lock);
     co_mutex_init(&s->grow_lock);
     co_mutex_init(&s->sync_lock);
+    co_mutex_init(&s->pack_lock);
+    co_sem_init(&s->pack_slots, LIMIT_QCOW2_PACKERS);
+    list_init(&s->packers);
     waitq_init(&s->reaped);
     waitq_init(&s->drained);
     /* Guests' discards come here only if discard=unmap, so that is the default. */
@@ -173,6 +177,7 @@ static void free_state(struct qcow2 *s)
     qcow2_table_done(&s->reftable);
     qcow2_metaset_done(&s->meta);
     qcow2_unpacker_free(s->unpacker);
+    qcow2_packers_free(s);
     free(s->dropped.v);
     free(s->freed.v);
 }
@@ -208,7 +213,7 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
     n->zero_init = !n->backing && !s->names_backing;
     n->limits.request_align = 1;
     n->limits.zero_align = 1U << s->unit_bits;
-    n->limits.write_flags = REQ_BULK;
+    n->limits.write_flags = REQ_BULK | REQ_COMPRESSED;
     n->limits.zero_flags = REQ_BULK | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
     return true;
 }

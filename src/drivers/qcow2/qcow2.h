@@ -87,6 +87,13 @@ struct qcow2 {
     struct waitq drained;
 
     struct qcow2_unpacker *unpacker;     /* compress.c; NULL until it is needed */
+
+    /* pack.c */
+    uint64_t pack_next;          /* host offset behind what was packed last; 0: no cluster is
+                                  *   open */
+    struct co_mutex pack_lock;   /* taking room */
+    struct co_sem pack_slots;    /* clusters that are being written */
+    struct list packers;         /* idle */
 };
 
 static inline struct node *qcow2_backing(const struct qcow2 *s)
@@ -158,6 +165,10 @@ struct qcow2_space {
 /* Give a reference to up to @want free clusters in one piece (at least one); the
  * file is long enough for them. */
 MUST_CHECK int co_qcow2_alloc(struct qcow2 *s, uint32_t want, struct qcow2_space *ret);
+/* One more reference to a cluster that has some. -ERANGE: as many as can be counted
+ * are there. -EAGAIN: its refcount is not in memory; co_qcow2_refcount loads it. Does
+ * not suspend. */
+MUST_CHECK int qcow2_ref_more(struct qcow2 *s, uint64_t cluster);
 /* Give up references. For clusters that no entry on disk can name: those of a
  * failed allocation, or after their time of grace. */
 MUST_CHECK int co_qcow2_unref(struct qcow2 *s, uint64_t first, uint32_t n);
@@ -299,6 +310,16 @@ MUST_CHECK int co_qcow2_read_compressed(struct qcow2 *s, const struct qcow2_l2_e
 /* Forget what was unpacked from the host clusters, which are free now. */
 void qcow2_unpacker_drop(struct qcow2 *s, uint64_t first, uint32_t n);
 void qcow2_unpacker_free(struct qcow2_unpacker *u);
+
+/* ---- pack.c -------------------------------------------------------------- */
+
+/* Write whole clusters (the last of the disk may be cut off by its end; else -EINVAL)
+ * compressed, where that makes them smaller. */
+MUST_CHECK int co_qcow2_write_compressed(struct qcow2 *s, uint64_t off, uint64_t len,
+                                         const struct iovec *iov, int niov, unsigned flags);
+/* Lay nothing more into these host clusters: their references are being given up. */
+void qcow2_pack_close(struct qcow2 *s, uint64_t first, uint64_t n);
+void qcow2_packers_free(struct qcow2 *s);
 
 /* ---- discard.c ----------------------------------------------------------- */
 

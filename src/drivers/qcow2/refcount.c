@@ -178,6 +178,26 @@ int co_qcow2_alloc(struct qcow2 *s, uint32_t want, struct qcow2_space *ret)
     return 0;
 }
 
+int qcow2_ref_more(struct qcow2 *s, uint64_t cluster)
+{
+    struct place p = find_place(s, cluster);
+    unsigned order = s->geo.refcount_order;
+    const void *slice = p.slice ? qcow2_cache_find(s->refcounts, p.slice) : NULL;
+    uint64_t count;
+    void *counts;
+    int r;
+
+    if (!slice)
+        return -EAGAIN;
+    count = qcow2_refcount_get(slice, order, p.index);
+    if (count == qcow2_refcount_max(order))
+        return -ERANGE;
+    r = qcow2_cache_modify(s->refcounts, p.slice, &counts);
+    if (r == 0)
+        qcow2_refcount_set(counts, order, p.index, count + 1);
+    return r;
+}
+
 /* ---- taking back --------------------------------------------------------- */
 
 /* The part of [first, first + n) that lies in one slice, which is in the cache. */
@@ -197,8 +217,10 @@ static int unref_in_slice(struct qcow2 *s, const struct place *p, uint32_t n, bo
             return 0;
         }
         qcow2_refcount_set(counts, order, i, count - 1);
-        if (count == 1)
+        if (count == 1) {
             s->free_hint = MIN(s->free_hint, p->first + i);
+            qcow2_pack_close(s, p->first + i, 1);
+        }
     }
     return 0;
 }

@@ -108,6 +108,8 @@ static int co_release(struct qcow2 *s, const struct qcow2_run *run)
     uint32_t n = run->n;
     bool sole;
 
+    /* A cluster that has its last reference must not get another from here on. */
+    qcow2_pack_close(s, run->first, run->n);
     for (uint64_t at = run->first; at < end; at += n) {
         int r = co_sole_references(s, at, (uint32_t)(end - at), &n, &sole);
 

@@ -92,6 +92,26 @@ static void co_write(uint64_t off, uint64_t len)
     touch(off, len);
 }
 
+/* Whole clusters, each of zeros, of what does not become smaller, or of what does. */
+static void co_write_compressed(uint64_t off, uint64_t len)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(len);
+    uint64_t cluster = m->shape->cluster, cut = align_down(below(len), 512);
+    struct iovec iov[2] = { { data, cut }, { data + cut, len - cut } };
+
+    for (uint64_t at = 0; at < len; at += cluster) {
+        uint64_t kind = below(6), keep = 1 + below(cluster);
+
+        for (uint64_t i = at; i < MIN(len, at + cluster); i++)
+            data[i] = kind == 0 ? 0 : i - at < keep ? (unsigned char)below(256)
+                                                    : (unsigned char)(m->next_byte + i / 512);
+    }
+    m->next_byte++;
+    check(co_node_pwritev(m->node, off, len, iov, 2, REQ_COMPRESSED));
+    memcpy(m->shadow + off, data, len);
+    touch(off, len);
+}
+
 static void compare(const unsigned char *got, uint64_t off, uint64_t len, const char *when)
 {
     for (uint64_t i = 0; i < len; i++) {
@@ -159,8 +179,15 @@ static void co_one_operation(void)
         return;
     }
     pick_range(&b.off, &b.len);
+    if (what < 25 && m->shape->compress) {
+        b.len = MIN(align_up(b.len, m->shape->cluster), 8 * m->shape->cluster);
+        b.off = align_down(b.off, m->shape->cluster);
+        b.len = MIN(b.len, m->node->size - b.off);
+    }
     co_lock(&b);
-    if (what < 50)
+    if (what < 25 && m->shape->compress)
+        co_write_compressed(b.off, b.len);
+    else if (what < 50)
         co_write(b.off, b.len);
     else if (what < 75)
         co_read(b.off, b.len);
@@ -211,7 +238,7 @@ static void co_make(void)
     struct qcow2_create_opts o = {
         .size = s->size, .cluster_size = s->cluster, .version = s->version,
         .refcount_bits = s->refcount_bits, .extended_l2 = s->extended,
-        .backing_file = names[s->backing],
+        .compression = s->compression, .backing_file = names[s->backing],
         .backing_format = formats[s->backing],
     };
 

@@ -21,6 +21,8 @@ struct shape {
     const char *options;         /* of the node, beginning with a comma */
     unsigned ops;
     bool extended;               /* with subclusters */
+    bool compress;               /* some of the writes are compressed */
+    enum qcow2_compression compression;
     bool snapshot;               /* the test has QEMU take one before it begins */
 };
 

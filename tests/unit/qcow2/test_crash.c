@@ -34,6 +34,8 @@ static const struct shape shapes[] = {
     { "64k-lazy", 65536, 16, 3, 4 * MiB, RAW_BACKING, 3 * MiB,
       LAZY TINY_CACHES ", 'discard': 'unmap'", 60 },
     { "512-lazy", 512, 16, 3, 3 * MiB, NO_BACKING, 0, LAZY TINY_CACHES ", 'discard': 'unmap'", 50 },
+    { "4k-compressed", 4096, 16, 3, 2 * MiB, RAW_BACKING, 1 * MiB,
+      TINY_CACHES ", 'discard': 'unmap', 'pass-discard-other': true", 80, .compress = true },
     { "4k-snapshot", 4096, 16, 3, 4 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 60,
       .snapshot = true },
 };
