@@ -26,6 +26,9 @@ static const struct command commands[] = {
     { "info", "say what an image is", cmd_info },
     { "map", "show where the bytes of an image are", cmd_map },
     { "compare", "tell whether two images read the same", cmd_compare },
+    { "resize", "make an image larger or smaller", cmd_resize },
+    { "rebase", "let an image stand on another", cmd_rebase },
+    { "commit", "write an overlay down into what it stands on", cmd_commit },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };
 

@@ -4,12 +4,8 @@ import json
 import os
 
 import pytest
-from cli import MiB, fails, held_open, make_image
+from cli import MiB, fails, held_open, info_of, make_image
 from stillpoint import qemu_img, stillpoint
-
-
-def info_of(image):
-    return json.loads(qemu_img("info", "--output=json", image).stdout)
 
 
 # ---- create ------------------------------------------------------------------------------------

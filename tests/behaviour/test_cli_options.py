@@ -6,7 +6,7 @@ import pytest
 from stillpoint import BINARY, stillpoint
 
 COMMANDS = ["serve", "backup", "jobs", "cancel", "pause", "resume", "complete", "set-speed",
-            "create", "info", "map", "compare", "daemon"]
+            "create", "info", "map", "compare", "resize", "rebase", "commit", "daemon"]
 
 
 def misuse(*args):

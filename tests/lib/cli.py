@@ -28,6 +28,11 @@ def make_image(path, size=8 * MiB, fmt=None, backing=None, writes=()):
     return path
 
 
+def info_of(image):
+    """What qemu-img says of an image."""
+    return json.loads(qemu_img("info", "--output=json", image).stdout)
+
+
 def fails(*args, status=1):
     """What a command that has to fail says."""
     done = stillpoint(*args, check=False)

@@ -16,6 +16,7 @@ struct zeroing {
     bool unmap;                  /* give the host clusters up */
     bool punch;                  /* and pass a discard on for them */
     bool exact;                  /* not a discard: what cannot be made zero is written */
+    bool forget;                 /* not zero, but as if never written: the backing file shows */
 };
 
 /* The entry that makes the cluster read as zero; whether it drops what @e has. */
@@ -50,6 +51,18 @@ static int zero_cluster(struct qcow2 *s, const struct zeroing *z, uint64_t clust
     if (drop)
         qcow2_drop_entry(s, &e, z->punch);
     qcow2_entry_set(slice, index, new);
+    return 0;
+}
+
+/* Whole, with all subclusters. */
+static int forget_cluster(struct qcow2 *s, const struct zeroing *z, void *slice, uint32_t index)
+{
+    struct qcow2_l2_entry e;
+
+    if (!qcow2_l2_entry_get(&s->geo, slice, index, &e))
+        return -EIO;
+    qcow2_drop_entry(s, &e, z->punch);
+    qcow2_l2_entry_set(&s->geo, slice, index, 0, 0, 0);
     return 0;
 }
 
@@ -110,6 +123,8 @@ static int zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t first, 
 {
     uint64_t cluster = first >> units_bits(s);
 
+    if (z->forget)
+        return forget_cluster(s, z, slice, index);
     if (!s->geo.extended)
         return zero_cluster(s, z, cluster, slice, index);
     return zero_subclusters(s, z, cluster,
@@ -147,13 +162,14 @@ static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t f
     return r == -EAGAIN ? 0 : r;
 }
 
-/* Units that have no L2 table and read as zero without one. */
-static uint64_t zero_without_table(struct qcow2 *s, uint64_t first, uint64_t n)
+/* Units that have no L2 table and need none to be what is wished. */
+static uint64_t fit_without_table(struct qcow2 *s, const struct zeroing *z, uint64_t first,
+                                  uint64_t n)
 {
     unsigned bits = s->geo.l2_bits + units_bits(s);
     uint64_t at = first;
 
-    if (!qcow2_unallocated_is_zero(s, first << s->unit_bits))
+    if (!z->forget && !qcow2_unallocated_is_zero(s, first << s->unit_bits))
         return 0;
     while (at < first + n && !s->l1.v[at >> bits])
         at = ((at >> bits) + 1) << bits;
@@ -202,7 +218,7 @@ static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned fl
 static int co_zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
 {
     for (unsigned steps = 1; n; steps++) {
-        uint64_t skip = zero_without_table(s, first, n), done = 0;
+        uint64_t skip = fit_without_table(s, z, first, n), done = 0;
         int r = 0;
 
         if (skip) {
@@ -320,4 +336,12 @@ int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
     if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
         return -ENOTSUP;
     return co_zero(s, &z, off, len, 0);
+}
+
+int co_qcow2_forget_all(struct qcow2 *s)
+{
+    struct zeroing z = { .unmap = true, .punch = s->pass_discard_request, .forget = true };
+    uint64_t clusters = div_round_up(s->node->size, s->cluster_size);
+
+    return co_zero_units(s, &z, 0, clusters << units_bits(s));
 }

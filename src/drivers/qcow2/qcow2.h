@@ -331,6 +331,8 @@ extern const uint8_t qcow2_zeros[QCOW2_ZEROS_BYTES];
 
 /* Make what the guest reads in [off, off+len) zero, where no backing file may show. */
 MUST_CHECK int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len);
+/* Make the whole disk as if nothing had ever been written to it. */
+MUST_CHECK int co_qcow2_forget_all(struct qcow2 *s);
 
 /* ---- resize.c ------------------------------------------------------------ */
 

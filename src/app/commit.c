@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * stillpoint commit: what an overlay has goes down into an image that it stands on.
+ *
+ * The order makes every moment a good one: while content goes down, the overlay hides
+ * what it overwrites, so the disk that the overlay is reads the same all the time; and
+ * the overlay is emptied only when all of it is on the disk below (docs/crash-safety.md,
+ * I-C2).
+ */
+#include "app/chain.h"
+#include "app/cli.h"
+#include "app/human.h"
+#include "app/sweep.h"
+#include "app/offline.h"
+#include "base/mem.h"
+#include "drivers/qcow2/empty.h"
+#include "drivers/qcow2/rename.h"
+#include <stdio.h>
+
+struct commit_command {
+    const char *name, *format, *base_name;
+    int style;
+    bool keep;
+    struct cli_list image_dirs;
+    struct err err;
+
+    struct progress progress;
+    struct interrupt interrupt;
+    struct chain chain;
+    unsigned base_index;
+    struct node *top, *base;
+    uint64_t copied;             /* bytes */
+    bool begun;                  /* the base may have changed */
+};
+
+/* ---- the images ------------------------------------------------------------ */
+
+static bool find_base(struct commit_command *c)
+{
+    const struct chain *chain = &c->chain;
+
+    if (chain->n < 2)
+        return err_set(&c->err, -EINVAL, "'%s' stands on no other image: there is nowhere to "
+                       "commit to", c->name);
+    c->base_index = 1;
+    if (!c->base_name)
+        return true;
+    for (unsigned i = 1; i < chain->n; i++) {
+        if (strcmp(chain->v[i - 1].backing_name, c->base_name) == 0 ||
+            chain_same_file(chain->v[i].name, c->base_name)) {
+            c->base_index = i;
+            return true;
+        }
+    }
+    return err_set(&c->err, -EINVAL, "'%s' does not stand on '%s': 'stillpoint info --chain' "
+                   "shows what it stands on", c->name, c->base_name);
+}
+
+/* The base for writing, what lies between as it is, the overlay for emptying. The ones
+ * between are held by those above them. */
+static bool co_open_images(struct commit_command *c)
+{
+    struct node *below = NULL;
+
+    for (unsigned i = c->base_index + 1; i-- > 0;) {
+        bool end = i == 0 || i == c->base_index;
+        struct node *n = co_chain_open(&c->chain, i, end, below, &c->err);
+
+        if (i + 1 < c->base_index)
+            node_unref(below);
+        if (!n)
+            return false;
+        if (i == c->base_index)
+            c->base = n;
+        below = n;
+    }
+    c->top = below;
+    return true;
+}
+
+/* ---- copying --------------------------------------------------------------- */
+
+static int co_find(void *arg, uint64_t off, struct sweep_piece *p)
+{
+    struct commit_command *c = arg;
+    uint64_t size = node_size(c->top);
+    struct block_status st;
+
+    for (p->len = 0; off < size; off += st.len) {
+        int r = co_node_status_above(c->top, c->base, off, size - off, &st, NULL);
+
+        if (r < 0)
+            return r;
+        if (!(st.flags & STATUS_ALLOCATED))
+            continue;
+        p->off = off;
+        p->len = MIN(st.len, (uint64_t)SWEEP_PIECE);
+        return 0;
+    }
+    return 0;
+}
+
+static int co_do(void *arg, const struct sweep_piece *p)
+{
+    struct commit_command *c = arg;
+    struct block_status st;
+    int r = 0;
+
+    for (uint64_t off = p->off, end = p->off + p->len; r == 0 && off < end; off += st.len) {
+        r = co_node_status_above(c->top, c->base, off, end - off, &st, NULL);
+        if (r < 0)
+            return r;
+        if (st.flags & STATUS_ZERO) {
+            r = co_node_write_zeroes(c->base, off, st.len, REQ_MAY_UNMAP | REQ_BULK);
+        } else {
+            r = co_node_pread(c->top, off, st.len, p->buf[0], REQ_BULK);
+            if (r == 0)
+                r = co_node_pwrite(c->base, off, st.len, p->buf[0], REQ_BULK);
+        }
+        c->copied += st.len;
+    }
+    return r;
+}
+
+static bool co_copy_down(struct commit_command *c)
+{
+    const struct sweep sweep = {
+        .co_find = co_find, .co_do = co_do, .arg = c, .to = node_size(c->top),
+        .progress = &c->progress, .interrupt = &c->interrupt,
+    };
+    const char *base = c->chain.v[c->base_index].name;
+    int r;
+
+    if (node_size(c->base) < node_size(c->top) &&
+        !co_node_resize(c->base, node_size(c->top), &c->err)) {
+        err_prefix(&c->err, "'%s' is larger than '%s', which cannot grow: ", c->name, base);
+        return false;
+    }
+    c->begun = true;
+    r = co_sweep(&sweep);
+    if (r == 0)
+        r = co_node_flush(c->base);
+    if (r == -ECANCELED)
+        return err_set(&c->err, r, "cancelled");
+    return r == 0 || err_errno(&c->err, r, "Cannot copy from '%s' to '%s'", c->name, base);
+}
+
+/* ---- the end --------------------------------------------------------------- */
+
+/* How the overlay is to name the base, which lies further down: as short as may be. */
+static const char *name_for_header(const struct commit_command *c)
+{
+    const struct chain_layer *base = &c->chain.v[c->base_index];
+    const char *slash = strrchr(base->name, '/');
+    CLEANUP(free) char *dir = realpath(c->name, NULL);
+
+    if (!dir || !slash)
+        return base->name;
+    *strrchr(dir, '/') = '\0';
+    return strlen(dir) == (size_t)(slash - base->name) &&
+           strncmp(dir, base->name, strlen(dir)) == 0 ? slash + 1 : base->name;
+}
+
+static bool co_finish(struct commit_command *c)
+{
+    if (c->keep)
+        return true;
+    if (strcmp(node_driver_name(c->top), "qcow2") != 0)
+        return err_set(&c->err, -ENOTSUP, "'%s' cannot be emptied", c->name);
+    /* It has to stand on the base itself before it may be empty. */
+    if (c->base_index > 1 &&
+        !co_qcow2_rename_backing(c->top, name_for_header(c), c->chain.v[c->base_index].format,
+                                 &c->err))
+        return false;
+    return co_qcow2_make_empty(c->top, &c->err);
+}
+
+static int co_commit(void *arg)
+{
+    struct commit_command *c = arg;
+    bool ok = co_chain_list(c->name, c->format, &c->chain, &c->err) && find_base(c) &&
+              co_open_images(c) && co_copy_down(c) && co_finish(c);
+
+    co_node_unref(c->top);
+    co_node_unref(c->base);
+    return ok ? 0 : c->err.code;
+}
+
+static int tell(struct commit_command *c, int r)
+{
+    const char *base = c->base_index ? c->chain.v[c->base_index].name : "";
+    char buf[HUMAN_TEXT];
+
+    progress_clear(&c->progress);
+    if (r == -ECANCELED && c->interrupt.count) {
+        cli_failf("commit", "Cancelled. '%s' reads as before, and part of it is in '%s' already; "
+                  "the same command goes on with it", c->name, base);
+        return EXIT_CANCELLED;
+    }
+    if (r < 0 && c->begun)
+        return cli_failf("commit", "%s. '%s' reads as before; part of it may be in '%s' already",
+                         c->err.text, c->name, base);
+    if (r < 0)
+        return cli_fail("commit", &c->err);
+    printf("%s: %s went into %s%s\n", c->name, human_size(c->copied, buf), base,
+           c->keep ? "" : ", and it is empty now");
+    return cli_end_output("commit");
+}
+
+int cmd_commit(int argc, char **argv)
+{
+    struct commit_command c = { .err = ERR_INIT };
+    const struct cli_option options[] = {
+        { "format", 'f', CLI_TEXT, &c.format, "FORMAT",
+          "raw or qcow2; by the name's ending unless given" },
+        { "base", 0, CLI_TEXT, &c.base_name, "BASE",
+          "commit into this one of the images that it stands on; all between are merged too, and "
+          "it stands on BASE afterwards. The one right below unless given" },
+        { "keep", 0, CLI_FLAG, &c.keep, NULL, "leave IMAGE as it is, do not empty it" },
+        { "progress", 0, CLI_CHOICE, &c.style, NULL,
+          "auto: a bar on a terminal, else plain lines", progress_styles },
+        CLI_IMAGE_DIR(&c.image_dirs),
+        { 0 },
+    };
+    const struct cli_command command = {
+        "commit", "IMAGE", 1, 1,
+        "Write what an overlay has down into the image that it stands on, which grows if it\n"
+        "is shorter, and empty the overlay. Nobody may have them open. What other images\n"
+        "stand on the changed one, or on those between, is of no use afterwards.",
+        options,
+        "  stillpoint commit overlay.qcow2\n"
+        "  stillpoint commit --base disk.raw top.qcow2",
+    };
+    int first, status;
+
+    if (!cli_parse(&command, argc, argv, &first, &status))
+        return status;
+    c.name = argv[first];
+    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) || !interrupt_init(&c.interrupt, &c.err))
+        return cli_fail(command.name, &c.err);
+    progress_init(&c.progress, (enum progress_style)c.style, c.name, false, loop_now());
+    status = tell(&c, offline_run(co_commit, &c, &c.err));
+    chain_done(&c.chain);
+    interrupt_done(&c.interrupt);
+    return status;
+}
