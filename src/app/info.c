@@ -7,9 +7,11 @@
 #include "app/human.h"
 #include "app/image_name.h"
 #include "app/offline.h"
+#include "app/snapshot.h"
 #include "base/limits.h"
 #include "base/mem.h"
 #include "drivers/image_dirs.h"
+#include "drivers/qcow2/snapshot.h"
 #include <stdio.h>
 
 struct info_command {
@@ -28,6 +30,18 @@ static void add_backing(json_t *info, const char *name, const struct node_info *
     json_object_set_new(info, "full-backing-filename", schema_json_str(full));
     if (*ni->backing_format)
         json_object_set_new(info, "backing-filename-format", schema_json_str(ni->backing_format));
+}
+
+static void add_snapshots(json_t *info, struct node *n)
+{
+    json_t *list;
+
+    if (strcmp(node_driver_name(n), "qcow2") != 0)
+        return;
+    list = qcow2_snapshot_list(n);
+    if (json_array_size(list))
+        json_object_set(info, "snapshots", list);
+    json_decref(list);
 }
 
 /* What an image names is looked into only where images may name files. */
@@ -68,6 +82,7 @@ static bool co_add_image(struct info_command *c, const struct offline_open *o, c
         json_object_set_new(info, "actual-size", json_integer((json_int_t)ni->allocated));
     if (specific)
         json_object_set_new(info, "format-specific", specific);
+    add_snapshots(info, n);
     if (*ni->backing_file) {
         add_backing(info, o->name, ni);
         *ret_next = image_path_beside(o->name, ni->backing_file);
@@ -164,6 +179,7 @@ static void print_image(const json_t *info)
         printf("cleanly shut down: no\n");
     if (text_of(info, "backing-filename-format"))
         printf("backing file format: %s\n", text_of(info, "backing-filename-format"));
+    print_snapshot_list(json_object_get(info, "snapshots"));
     print_specific(json_object_get(info, "format-specific"));
 }
 

@@ -29,6 +29,7 @@ static const struct command commands[] = {
     { "resize", "make an image larger or smaller", cmd_resize },
     { "rebase", "let an image stand on another", cmd_rebase },
     { "commit", "write an overlay down into what it stands on", cmd_commit },
+    { "snapshot", "list, take, apply and delete snapshots inside a qcow2 image", cmd_snapshot },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };
 

@@ -136,6 +136,8 @@ int cmd_map(int argc, char **argv)
     const struct cli_option options[] = {
         { "format", 'f', CLI_TEXT, &c.open.format, "FORMAT",
           "raw or qcow2; by the name's ending unless given" },
+        { "snapshot", 'l', CLI_TEXT, &c.open.snapshot, "NAME",
+          "as it was at this snapshot inside it (name or id)" },
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img map --output=json" },
         { "force-share", 'U', CLI_FLAG, &c.open.force_share, NULL,
           "although another process may be writing it" },

@@ -51,7 +51,19 @@ struct node *co_offline_open(const struct offline_open *o, struct err *err)
         .filename = o->name, .format = format, .read_only = true, .no_backing = o->no_backing,
         .force_share = o->force_share,
     };
-    struct node *n = co_node_open_file(&opts, err);
+    CLEANUP(json_decref) json_t *json = node_json_for_file(&opts, err);
+    struct node *n;
+
+    if (!json)
+        return NULL;
+    if (o->snapshot && strcmp(format, "qcow2") != 0) {
+        err_set(err, -EINVAL, "'%s' is a %s image: only qcow2 images have snapshots inside",
+                o->name, format);
+        return NULL;
+    }
+    if (o->snapshot)
+        json_object_set_new(json, "snapshot", schema_json_str(o->snapshot));
+    n = co_node_open(json, false, err);
 
     if (!n && image_is_locked_by_others(err))
         err_set(err, err->code, "'%s' is open in another process, which may be writing it: "

@@ -17,6 +17,7 @@ struct offline_open {
     const char *format;        /* NULL: by the name */
     bool force_share;
     bool no_backing;
+    const char *snapshot;      /* of a qcow2 image: as it was then; NULL: as it is */
 };
 
 /* Open an image to be read. A reference; close it with co_node_unref. NULL with @err. */

@@ -142,6 +142,32 @@ int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size)
     return 0;
 }
 
+int co_qcow2_write_tree_fields(struct qcow2 *s, const struct qcow2_trees *t)
+{
+    uint8_t buf[QCOW2_V2_HEADER_BYTES - QCOW2_FIELD_SIZE] = { 0 };
+    int r;
+
+    static_assert(QCOW2_V2_HEADER_BYTES <= 512, "the fields lie inside one sector");
+    store_be64(buf, t->size);                     /* and no encryption behind it */
+    store_be32(buf + 12, t->l1_entries);
+    store_be64(buf + 16, t->l1_off);
+    store_be64(buf + 24, t->reftable_off);
+    store_be32(buf + 32, t->reftable_clusters);
+    store_be32(buf + 36, t->n_snapshots);
+    store_be64(buf + 40, t->snapshots_off);
+    r = co_write_field(s, QCOW2_FIELD_SIZE, sizeof(buf), buf);
+    if (r < 0)
+        return r;
+    s->header.size = t->size;
+    s->header.l1_entries = t->l1_entries;
+    s->header.l1_off = t->l1_off;
+    s->header.reftable_off = t->reftable_off;
+    s->header.reftable_clusters = t->reftable_clusters;
+    s->header.n_snapshots = t->n_snapshots;
+    s->header.snapshots_off = t->snapshots_off;
+    return 0;
+}
+
 /* ---- the first cluster as a whole ----------------------------------------- */
 
 /* The first sector last: what is behind it does not harm the old one, and the rest
@@ -229,10 +255,12 @@ bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len)
     uint64_t last = (host + len - 1) >> s->geo.cluster_bits;
 
     if (host < s->cluster_size || touches_table(s, &s->l1, host, len) ||
-        touches_table(s, &s->reftable, host, len))
+        touches_table(s, &s->reftable, host, len) ||
+        ranges_overlap(host, len, s->header.snapshots_off, s->snapshots.bytes))
         return true;
     for (uint64_t c = host >> s->geo.cluster_bits; c <= last; c++) {
-        if (UNLIKELY(qcow2_metaset_has(&s->meta, c)))
+        if (UNLIKELY(qcow2_metaset_has(&s->meta, c) ||
+                     (s->inactive.n && qcow2_metaset_has(&s->inactive, c))))
             return true;
     }
     return false;

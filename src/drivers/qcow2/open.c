@@ -9,7 +9,6 @@
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
-#include "drivers/qcow2/options.h"
 #include "drivers/qcow2/qcow2.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -103,26 +102,25 @@ static bool map_metadata(struct qcow2 *s, struct err *err)
     return true;
 }
 
-static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, struct err *err)
+/* What the header names; the caches are empty. */
+static bool co_load_tables(struct qcow2 *s, struct err *err)
 {
     const struct qcow2_header *h = &s->header;
-    struct qcow2_cache_sizes sizes;
+    const struct qcow2_cache_sizes *sizes = &s->cache_sizes;
     int r;
 
-    if (!qcow2_cache_sizes(o, s->cluster_size, (uint64_t)h->l1_entries * s->cluster_size, &sizes,
-                           err) ||
-        !co_read_table(s, &s->l1, "L1 table", h->l1_off, h->l1_entries, err))
+    if (!co_read_table(s, &s->l1, "L1 table", h->l1_off, h->l1_entries, err))
         return false;
-    s->l2_slice_bits = (uint8_t)(__builtin_ctz(sizes.l2_slice) -
+    s->l2_slice_bits = (uint8_t)(__builtin_ctz(sizes->l2_slice) -
                                 qcow2_l2_entry_bits(&s->geo));
-    s->l2 = qcow2_cache_new(&qcow2_l2_cache_ops, s, sizes.l2_slice, sizes.l2_entries);
+    s->l2 = qcow2_cache_new(&qcow2_l2_cache_ops, s, sizes->l2_slice, sizes->l2_entries);
     if (s->node->read_only)
         return true;
 
-    s->ref_slice_bits = (uint8_t)(__builtin_ctz(sizes.refcount_slice) + 3 - h->refcount_order);
+    s->ref_slice_bits = (uint8_t)(__builtin_ctz(sizes->refcount_slice) + 3 - h->refcount_order);
     s->ref_block_bits = (uint8_t)(h->cluster_bits + 3 - h->refcount_order);
-    s->refcounts = qcow2_cache_new(&qcow2_refcount_cache_ops, s, sizes.refcount_slice,
-                                   sizes.refcount_entries);
+    s->refcounts = qcow2_cache_new(&qcow2_refcount_cache_ops, s, sizes->refcount_slice,
+                                   sizes->refcount_entries);
     if (!co_read_table(s, &s->reftable, "refcount table", h->reftable_off,
                        (uint32_t)(((uint64_t)h->reftable_clusters << h->cluster_bits) / 8), err))
         return false;
@@ -130,6 +128,59 @@ static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, str
     if (r < 0)
         return err_errno(err, r, "could not open the image");
     return map_metadata(s, err);
+}
+
+static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, struct err *err)
+{
+    struct err why = ERR_INIT;
+
+    /* An image whose snapshots cannot be told can be read all the same. */
+    if (!co_qcow2_load_snapshots(s, &why) && (!s->node->read_only || o->has_snapshot))
+        return err_set(err, why.code, "%s", why.text);
+    if (o->has_snapshot && !qcow2_enter_snapshot(s, o->snapshot, err))
+        return false;
+    if (!qcow2_cache_sizes(o, s->cluster_size, (uint64_t)s->header.l1_entries * s->cluster_size,
+                           &s->cache_sizes, err) ||
+        !co_load_tables(s, err))
+        return false;
+    return s->node->read_only || co_qcow2_guard_snapshots(s, err);
+}
+
+static void free_tables(struct qcow2 *s)
+{
+    qcow2_cache_free(s->l2);
+    qcow2_cache_free(s->refcounts);
+    qcow2_table_done(&s->l1);
+    qcow2_table_done(&s->reftable);
+    qcow2_metaset_done(&s->meta);
+    qcow2_metaset_done(&s->inactive);
+    qcow2_snapshots_done(&s->snapshots);
+}
+
+bool co_qcow2_reload(struct qcow2 *s, struct err *err)
+{
+    /* Too large for the stack of a coroutine to have two. */
+    CLEANUP(free) struct qcow2 *old = xmemdup(s, sizeof(*s));
+
+    s->l2 = s->refcounts = NULL;
+    s->l1 = s->reftable = (struct qcow2_table){ 0 };
+    s->meta = s->inactive = (struct qcow2_metaset){ 0 };
+    s->snapshots = (struct qcow2_snapshots){ 0 };
+    if (co_qcow2_load_snapshots(s, err) && co_load_tables(s, err) &&
+        co_qcow2_guard_snapshots(s, err)) {
+        free_tables(old);
+        s->free_hint = 0;
+        return true;
+    }
+    free_tables(s);
+    s->l2 = old->l2;
+    s->refcounts = old->refcounts;
+    s->l1 = old->l1;
+    s->reftable = old->reftable;
+    s->meta = old->meta;
+    s->inactive = old->inactive;
+    s->snapshots = old->snapshots;
+    return false;
 }
 
 /* ---- opening and closing ------------------------------------------------- */
@@ -152,6 +203,7 @@ static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_optio
     waitq_init(&s->drained);
     /* Guests' discards come here only if discard=unmap, so that is the default. */
     s->pass_discard_request = !o->has_pass_discard_request || o->pass_discard_request;
+    s->pass_discard_snapshot = !o->has_pass_discard_snapshot || o->pass_discard_snapshot;
     s->pass_discard_other = o->pass_discard_other;
     s->discard_no_unref = o->discard_no_unref;
 }
@@ -171,11 +223,7 @@ static void set_geometry(struct qcow2 *s)
 
 static void free_state(struct qcow2 *s)
 {
-    qcow2_cache_free(s->l2);
-    qcow2_cache_free(s->refcounts);
-    qcow2_table_done(&s->l1);
-    qcow2_table_done(&s->reftable);
-    qcow2_metaset_done(&s->meta);
+    free_tables(s);
     qcow2_unpacker_free(s->unpacker);
     qcow2_packers_free(s);
     free(s->dropped.v);
@@ -199,6 +247,9 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
 {
     struct node *n = s->node;
 
+    if (o->has_snapshot && !n->read_only)
+        return err_set(err, -EROFS, "a snapshot can only be opened read-only: add "
+                       "\"read-only\": true");
     if (!co_read_header(s, err) || (!n->read_only && !check_writable(&s->header, err)))
         return false;
     if (o->has_lazy_refcounts && o->lazy_refcounts && s->header.version < 3)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What blockdev-add takes for a qcow2 node: QAPI BlockdevOptionsQcow2 (QEMU
- * qapi/block-core.json).
+ * qapi/block-core.json), and "snapshot".
  */
 #ifndef QCOW2_OPTIONS_H
 #define QCOW2_OPTIONS_H
@@ -29,6 +29,8 @@ struct qcow2_options {
     uint64_t refcount_cache_size;
     bool has_cache_clean_interval;
     int64_t cache_clean_interval;
+    bool has_snapshot;
+    char *snapshot;
     bool has_encrypt;
     json_t *encrypt;
     bool has_data_file;

@@ -18,6 +18,8 @@
 #include "drivers/qcow2/cache.h"
 #include "drivers/qcow2/format.h"
 #include "drivers/qcow2/metaset.h"
+#include "drivers/qcow2/options.h"
+#include "drivers/qcow2/snapshot_format.h"
 #include "drivers/qcow2/table.h"
 
 /* Runs of host clusters whose references are given up. */
@@ -45,7 +47,8 @@ struct qcow2 {
     uint8_t l2_slice_bits;       /* L2 entries in a slice: 1 << bits */
     uint8_t ref_slice_bits;      /* refcounts in a slice */
     uint8_t ref_block_bits;      /* refcounts in a block */
-    bool pass_discard_request, pass_discard_other, discard_no_unref;
+    bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref;
+    struct qcow2_cache_sizes cache_sizes;
 
     /* The header as it is in the file. */
     struct qcow2_header header;
@@ -60,6 +63,11 @@ struct qcow2 {
     struct qcow2_table l1, reftable;
     struct qcow2_cache *l2, *refcounts;
     struct qcow2_metaset meta;   /* clusters of L2 tables and refcount blocks */
+
+    /* snapshot.c, retree.c */
+    struct qcow2_snapshots snapshots;
+    struct qcow2_metaset inactive;   /* clusters of the snapshots' L1 and L2 tables */
+    bool retreeing;              /* the refcount table may not become longer */
 
     /* refcount.c: no cluster below free_hint is free; from fresh_from on nothing
      * was ever written and the file reads as zero (UINT64_MAX: never so). */
@@ -140,6 +148,13 @@ MUST_CHECK int co_qcow2_mark_clean(struct qcow2 *s);
 void qcow2_stop_writing(struct qcow2 *s);
 
 /* Point the header at other tables. Not flushed. Suspend. */
+struct qcow2_trees {
+    uint64_t size;               /* of the virtual disk */
+    uint64_t l1_off, reftable_off, snapshots_off;
+    uint32_t l1_entries, reftable_clusters, n_snapshots;
+};
+/* All of them at once: one write inside the first sector. */
+MUST_CHECK int co_qcow2_write_tree_fields(struct qcow2 *s, const struct qcow2_trees *t);
 MUST_CHECK int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters);
 MUST_CHECK int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries);
 MUST_CHECK int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size);
@@ -183,6 +198,27 @@ extern const struct qcow2_cache_ops qcow2_refcount_cache_ops;
 MUST_CHECK int co_qcow2_add_refblock(struct qcow2 *s, uint64_t block);
 /* Exactly @n clusters in one piece, for a table; never fresh. */
 MUST_CHECK int co_qcow2_alloc_table(struct qcow2 *s, uint32_t n, uint64_t *ret_host);
+
+/* Make the refcount table long enough for @clusters more, whatever is free in between. */
+MUST_CHECK int co_qcow2_reserve(struct qcow2 *s, uint64_t clusters);
+
+/* ---- snapshot.c ---------------------------------------------------------- */
+
+/* Read the snapshot table. */
+MUST_CHECK bool co_qcow2_load_snapshots(struct qcow2 *s, struct err *err);
+/* Note where the snapshots' tables are, for the overlap check. */
+MUST_CHECK bool co_qcow2_guard_snapshots(struct qcow2 *s, struct err *err);
+/* The disk as it was at snapshot @which: its L1 table and size instead of the
+ * header's. For a node that is being opened read-only. */
+MUST_CHECK bool qcow2_enter_snapshot(struct qcow2 *s, const char *which, struct err *err);
+/* Read the L1 table of a snapshot, in host order. free() it. */
+MUST_CHECK int co_qcow2_read_l1(struct qcow2 *s, uint64_t off, uint32_t n, uint64_t **ret);
+
+/* ---- open.c -------------------------------------------------------------- */
+
+/* Forget all metadata in memory and read anew what the header names. For an idle
+ * node. On failure everything in memory is as it was. */
+MUST_CHECK bool co_qcow2_reload(struct qcow2 *s, struct err *err);
 
 /* ---- map.c --------------------------------------------------------------- */
 

@@ -221,7 +221,7 @@ static int co_lengthen_table(struct qcow2 *s)
     struct area a = plan_area(s, s->reftable.n, wanted);
     int r;
 
-    if (wanted <= clusters)
+    if (wanted <= clusters || s->retreeing)
         return -EFBIG;
     r = qcow2_table_init(&bigger, 0, (uint32_t)(wanted * s->cluster_size / 8));
     if (r < 0)
@@ -261,6 +261,17 @@ static uint32_t end_of_blocks(const struct qcow2 *s)
     while (n && !s->reftable.v[n - 1])
         n--;
     return n;
+}
+
+int co_qcow2_reserve(struct qcow2 *s, uint64_t clusters)
+{
+    int r = 0;
+
+    co_mutex_lock(&s->reftable_lock);
+    while (r == 0 && (s->reftable.n - end_of_blocks(s)) * block_entries(s) < clusters)
+        r = co_lengthen_table(s);
+    co_mutex_unlock(&s->reftable_lock);
+    return r;
 }
 
 /* The common case: there is room in one piece where clusters are given out. */
