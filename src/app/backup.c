@@ -34,7 +34,7 @@ struct backup_command {
     const char *format, *source_format, *job_id, *scratch_dir;
     struct cli_list image_dirs;
     uint64_t speed, scratch_limit, cbw_timeout;
-    bool force;
+    bool compress, force;
 
     struct interrupt interrupt;
     struct local_daemon local;
@@ -47,6 +47,11 @@ struct backup_command {
 };
 
 /* ---- arguments ------------------------------------------------------------------------ */
+
+static bool is_qcow2(const struct backup_command *c)
+{
+    return strcmp(c->format ? c->format : image_format_by_name(c->target_name), "qcow2") == 0;
+}
 
 static int parse(struct backup_command *c, int argc, char **argv)
 {
@@ -64,6 +69,7 @@ static int parse(struct backup_command *c, int argc, char **argv)
         CLI_IMAGE_DIR(&c->image_dirs),
         { "speed", 0, CLI_RATE, &c->speed, "RATE", "at most, such as 50M; 0: no limit",
           .max = INT64_MAX },
+        { "compress", 'c', CLI_FLAG, &c->compress, NULL, "TARGET's data; qcow2 only" },
         { "force", 0, CLI_FLAG, &c->force, NULL, "replace TARGET if it is there" },
         { "job-id", 0, CLI_TEXT, &c->job_id, "ID", "name of the job; SOURCE-SYNC unless given" },
         { "scratch-dir", 0, CLI_TEXT, &c->scratch_dir, "DIR",
@@ -98,8 +104,10 @@ static int parse(struct backup_command *c, int argc, char **argv)
                           c->control);
     if (!c->control && c->sync == SYNC_NONE)
         return cli_misuse("backup", "--sync none is for a disk that is served: say --control");
-    if (c->sync == SYNC_NONE &&
-        strcmp(c->format ? c->format : image_format_by_name(c->target_name), "qcow2") != 0)
+    if (c->compress && !is_qcow2(c))
+        return cli_misuse("backup", "--compress needs a TARGET that can hold compressed data: a "
+                          "name that ends in .qcow2, or --format qcow2");
+    if (c->sync == SYNC_NONE && !is_qcow2(c))
         return cli_misuse("backup", "--sync none needs a TARGET that can stand on a backing file: "
                           "a name that ends in .qcow2, or --format qcow2");
     return cli_allow_image_dirs(&c->image_dirs, &c->run.err) ? -1 : cli_fail("backup", &c->run.err);
@@ -190,6 +198,8 @@ static json_t *job_arguments(struct backup_command *c)
     }
     set_optional(args, "speed", c->speed);
     set_optional(args, "scratch-limit", c->scratch_limit);
+    if (c->compress)
+        json_object_set_new(args, "compress", json_true());
     if (c->cbw_timeout != UINT64_MAX)
         json_object_set_new(args, "cbw-timeout", json_integer((json_int_t)c->cbw_timeout));
     if (c->scratch_dir) {

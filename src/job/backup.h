@@ -38,6 +38,7 @@ struct backup_opts {
     struct node *target;         /* the same; the job takes references of its own */
     bool target_is_zero;         /* just created without backing file: what is not written reads
                                   * as zero (as node_info.zero_init confirms) */
+    bool compress;               /* store data compressed; the target must be able to */
     enum backup_sync sync;
     uint64_t speed;              /* bytes a second; 0: no limit */
     enum backup_on_error on_source_error, on_target_error;
@@ -66,8 +67,8 @@ struct backup_opts {
  * after it returns is out.
  *
  * Refused before anything is touched: a target of another size, one that is
- * read-only or in use, the source itself or a file of its chain, a job id in
- * use. With sync top and none the target need not have its backing file open
+ * read-only, in use, or cannot compress if it shall, the source itself or a file of
+ * its chain, a job id in use. With sync top and none the target need not have its backing file open
  * (open it with "backing": null): whole clusters are written, nothing is read
  * from it.
  *

@@ -18,6 +18,7 @@
 /* What co_backup_start finds out on its way. */
 struct plan {
     enum backup_sync sync;         /* top without a backing file is full */
+    uint64_t cluster;              /* the target's */
     uint64_t unit, chunk;
     bool target_is_zero;
 };
@@ -75,8 +76,13 @@ static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *e
     uint64_t cluster;
 
     node_get_info(o->target, info);
+    /* Words of QEMU block/backup.c. */
+    if (o->compress && !info->can_compress)
+        return err_set(err, -ENOTSUP, "Compression is not supported for this drive '%s'",
+                       node_name(o->target));
     cluster = MAX(info->cluster_size, VIEW_GRANULE);
     assert(is_power_of_2(cluster));
+    p->cluster = cluster;
     p->sync = o->sync;
     if (o->sync == BACKUP_TOP && !node_backing(node_skip_filters(o->source)))
         p->sync = BACKUP_FULL;
@@ -178,6 +184,7 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
         .max_copy = p->chunk,
         .zero_unit = MAX(p->unit, UNIT_MIN),
         .target_is_zero = p->target_is_zero,
+        .compress_unit = o->compress ? p->cluster : 0,
         .kick = kick_job,
         .kick_arg = b,
     });

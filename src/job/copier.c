@@ -87,6 +87,23 @@ static int co_read(struct task *t)
     return co_view_read(c->o.view, w->off, w->len, t->buf, REQ_BULK);
 }
 
+/* What does not make a whole unit cannot be compressed: the last sector of a target
+ * that was rounded up. */
+static int co_write_compressed(struct task *t, uint64_t off, uint64_t len, uint8_t *buf)
+{
+    struct disk_user *target = t->c->o.target;
+    bool to_the_end = off + len == node_size(disk_node(target));
+    uint64_t whole = to_the_end ? len : align_down(len, t->c->o.compress_unit);
+    struct iovec first = { buf, whole }, rest = { buf + whole, len - whole };
+    int r = 0;
+
+    if (whole)
+        r = co_disk_pwritev(target, off, whole, &first, 1, REQ_BULK | REQ_COMPRESSED);
+    if (r == 0 && len > whole)
+        r = co_disk_pwritev(target, off + whole, len - whole, &rest, 1, REQ_BULK);
+    return r;
+}
+
 /* Write one run, all data or all zeros. */
 static int co_write_run(struct task *t, bool zero, uint64_t at, uint64_t len)
 {
@@ -96,6 +113,8 @@ static int co_write_run(struct task *t, bool zero, uint64_t at, uint64_t len)
 
     if (c->abandoned)
         return -ECANCELED;
+    if (!zero && c->o.compress_unit)
+        return co_write_compressed(t, off, len, t->buf + at);
     if (!zero)
         return co_disk_pwritev(c->o.target, off, len, &iov, 1, REQ_BULK);
     if (c->o.target_is_zero)

@@ -23,6 +23,7 @@ struct copier_opts {
     struct disk_user *target;      /* owned: closed with the last piece of work */
     uint64_t max_copy;             /* longest WORK_COPY */
     uint64_t zero_unit;            /* zeros are looked for in pieces of this size */
+    uint64_t compress_unit;        /* data is stored compressed, in whole units; 0: it is not */
     bool target_is_zero;           /* zeros inside of data need not be written */
     void (*kick)(void *arg);       /* something has finished */
     void *kick_arg;

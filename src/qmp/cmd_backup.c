@@ -88,7 +88,8 @@ struct backup_args {
     BA_OPT(speed, "speed", &schema_int, "bytes a second; 0: no limit"), \
     BA_OPT(bitmap, "bitmap", &schema_str, "not supported yet"), \
     BA_OPT(bitmap_mode, "bitmap-mode", &bitmap_mode_enum, "not supported yet"), \
-    BA_OPT(compress, "compress", &schema_bool, "not supported yet"), \
+    BA_OPT(compress, "compress", &schema_bool, \
+           "store data compressed, if the target's format can"), \
     BA_OPT(on_source_error, "on-source-error", &on_error_enum, "when reading fails"), \
     BA_OPT(on_target_error, "on-target-error", &on_error_enum, "when writing fails"), \
     BA_OPT(on_cbw_error, "on-cbw-error", &on_cbw_error_enum, \
@@ -140,8 +141,6 @@ static bool check_supported(const struct backup_args *a, struct err *err)
                        "supported yet", a->bitmap);
     if (a->has_bitmap_mode)
         return err_set(err, -EINVAL, "Cannot specify bitmap sync mode without a bitmap");
-    if (a->compress)
-        return err_set(err, -ENOTSUP, "Compressed backups are not supported yet");
     if (a->discard_source)
         return err_set(err, -ENOTSUP, "Discarding the source of a backup is not supported");
     return true;
@@ -183,6 +182,7 @@ static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_
     *o = (struct backup_opts)BACKUP_OPTS_DEFAULT;
     o->job_id = job_name(a);
     o->sync = (enum backup_sync)a->sync;
+    o->compress = a->compress;
     o->speed = (uint64_t)a->speed;
     o->on_source_error = (enum backup_on_error)a->on_source_error;
     o->on_target_error = (enum backup_on_error)a->on_target_error;

@@ -36,6 +36,17 @@ def test_full(target, image, tmp_path):
         qemu_img("check", tmp_path / target)
 
 
+def test_compressed(image, tmp_path):
+    stillpoint("backup", image, tmp_path / "b.qcow2", "--compress")
+    qemu_img("check", tmp_path / "b.qcow2")
+    qemu_img("compare", image, tmp_path / "b.qcow2")
+    assert "100.00% compressed" in qemu_img("check", tmp_path / "b.qcow2").stdout.replace(
+        "100.00% of", "")
+    assert os.path.getsize(tmp_path / "b.qcow2") < 2 * MiB
+    words = refused(image, tmp_path / "b.raw", "--compress", status=2)
+    assert "--compress needs a TARGET that can hold compressed data" in words
+
+
 def test_top(image, tmp_path):
     stillpoint("backup", image, tmp_path / "b.qcow2", "--sync", "top")
     qemu_img("check", tmp_path / "b.qcow2")

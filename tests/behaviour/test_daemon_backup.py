@@ -285,8 +285,53 @@ def test_a_raw_backup_does_not_silently_go_over_a_qcow2_image(tmp_path, daemon, 
     assert snapshot(target) == before
 
 
+def check_of(path):
+    return json.loads(qemu_img("check", "--output=json", path).stdout)
+
+
+@pytest.mark.parametrize("sync", ["full", "top"])
+def test_a_compressed_backup(sync, tmp_path, daemon, chain):
+    daemon.add_file("disk", chain[1], driver="qcow2")
+    backup(daemon, tmp_path / "t.qcow2", sync=sync, compress=True)
+    check = check_of(tmp_path / "t.qcow2")
+    assert check["compressed-clusters"] == check["allocated-clusters"] > 0
+    qemu_img("compare", "-U", chain[1], tmp_path / "t.qcow2")
+
+
+def test_a_backup_that_is_repeated_compressed_replaces_what_was_there(tmp_path, daemon, raw):
+    """Into an image whose clusters are larger, of another type, and in use."""
+    target = tmp_path / "t.qcow2"
+    raw.write_bytes((b"some text " * 30000)[:MIB // 4] * 15 + b"x" * 1000)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=128k,compression_type=zstd,"
+             "preallocation=full", target, os.path.getsize(raw) + 24)
+    daemon.add_file("disk", raw)
+    for _ in range(2):
+        backup(daemon, target, format="qcow2", mode="existing", compress=True)
+        # The last sector is one that the source has only a part of.
+        check = check_of(target)
+        assert check["compressed-clusters"] == check["allocated-clusters"] - 1
+        assert "leaks" not in check and "corruptions" not in check
+        qemu_img("compare", "-f", "raw", "-F", "qcow2", raw, target)
+
+
+def test_blockdev_backup_compresses_where_the_node_can(tmp_path, daemon, raw):
+    raw.write_bytes(b"text" * MIB)
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "t.qcow2", "4M")
+    (tmp_path / "t.raw").write_bytes(bytes(4 * MIB))
+    daemon.add_file("disk", raw)
+    for fmt in ("raw", "qcow2"):
+        daemon.add_file(f"t-{fmt}", tmp_path / f"t.{fmt}", driver=fmt)
+    args = {"job-id": "j", "device": "disk", "sync": "full", "compress": True}
+    with pytest.raises(QmpError, match="Compression is not supported for this drive 't-raw'"):
+        daemon.qmp("blockdev-backup", {**args, "target": "t-raw"})
+    daemon.qmp("blockdev-backup", {**args, "target": "t-qcow2"})
+    assert "error" not in daemon.qmp.wait_job("j")["data"]
+    daemon.qmp("blockdev-del", {"node-name": "t-qcow2"})
+    assert check_of(tmp_path / "t.qcow2")["compressed-clusters"] == 64
+
+
 REFUSED = [
-    ({"compress": True}, "Compressed backups"),
+    ({"compress": True}, "Compression is not supported for this drive"),
     ({"discard-source": True}, "Discarding the source"),
     ({"sync": "bitmap", "bitmap": "b"}, "dirty bitmaps"),
     ({"sync": "none", "format": "raw"}, "Backing file not supported for file format 'raw'"),

@@ -64,6 +64,8 @@ class Backup:
             more["scratch-dir"] = self.live.work
         if rng.random() < 0.3:
             more["x-perf"] = {"max-workers": rng.choice([1, 2, 64])}
+        if self.format == "qcow2" and rng.random() < 0.4:
+            more["compress"] = True
         # With little scratch clients have to wait for the copy: it must not be slow.
         self.in_haste = self.sync != "none" and rng.random() < 0.2
         return {**more, "scratch-limit": 2 * MIB} if self.in_haste else {**more, "speed": 4 * MIB}

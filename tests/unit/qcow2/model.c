@@ -130,10 +130,24 @@ static void co_read(uint64_t off, uint64_t len)
         compare(data, off, len, "read");
 }
 
+/* Of a compressed cluster a few subclusters cannot be discarded, so what becomes of them
+ * depends on what is there: not asked for. */
+static void whole_clusters_only(uint64_t *off, uint64_t *len)
+{
+    uint64_t end = *off + *len;
+
+    if (!m->shape->extended || !m->shape->compress)
+        return;
+    *off = MIN(align_up(*off, m->shape->cluster), end);
+    *len = (end == m->node->size ? end : MAX(*off, align_down(end, m->shape->cluster))) - *off;
+}
+
 /* Discards of whole clusters, or subclusters, read as zero, but in version 2 over a
  * backing file. */
 static void co_discard(uint64_t off, uint64_t len)
 {
+    whole_clusters_only(&off, &len);
+
     uint64_t end = off + len, unit = m->shape->cluster / (m->shape->extended ? 32 : 1);
     uint64_t from = align_up(off, unit);
     uint64_t to = end == m->node->size ? end : align_down(end, unit);
