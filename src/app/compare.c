@@ -2,7 +2,8 @@
  *
  * stillpoint compare: whether two images read the same. Words and exit status
  * are those of qemu-img compare (QEMU docs/tools/qemu-img.rst, "compare"):
- * 0 equal, 1 different, 2 and up could not tell.
+ * 0 equal, 1 different, above that it could not be told: 2 for opening, 3 for what is
+ * allocated, 4 for reading.
  */
 #include "app/cli.h"
 #include "app/offline.h"
@@ -10,7 +11,7 @@
 #include <stdio.h>
 
 #define COMPARE_STEP (2 * MiB)
-#define CANNOT_TELL 2
+enum { CANNOT_OPEN = 2, CANNOT_TELL_STATUS = 3, CANNOT_READ = 4 };
 
 struct compare_side {
     struct offline_open open;
@@ -23,13 +24,17 @@ struct compare_command {
     struct compare_side a, b;
     bool strict;
     bool differ;
+    int trouble;                 /* exit status for when it could not be told */
     struct err err;
 };
 
 static bool side_failed(struct compare_command *c, const struct compare_side *s, int r,
-                        uint64_t off)
+                        uint64_t off, int trouble)
 {
-    return err_errno(&c->err, r, "'%s': cannot read at offset %llu", s->open.name,
+    c->trouble = trouble;
+    return err_errno(&c->err, r, trouble == CANNOT_READ
+                     ? "'%s': cannot read at offset %llu"
+                     : "'%s': cannot tell what is at offset %llu", s->open.name,
                      (unsigned long long)off);
 }
 
@@ -49,7 +54,7 @@ static bool co_read_side(struct compare_command *c, struct compare_side *s, uint
         memset(s->buf, 0, len);
     else
         r = co_node_pread(s->node, off, len, s->buf, REQ_BULK);
-    return r < 0 ? side_failed(c, s, r, off) : true;
+    return r < 0 ? side_failed(c, s, r, off, CANNOT_READ) : true;
 }
 
 static bool co_status_side(struct compare_command *c, struct compare_side *s, uint64_t off,
@@ -57,7 +62,7 @@ static bool co_status_side(struct compare_command *c, struct compare_side *s, ui
 {
     int r = co_node_status_above(s->node, NULL, off, len, &s->status, NULL);
 
-    return r < 0 ? side_failed(c, s, r, off) : true;
+    return r < 0 ? side_failed(c, s, r, off, CANNOT_TELL_STATUS) : true;
 }
 
 static uint64_t first_difference(const uint8_t *a, const uint8_t *b)
@@ -167,7 +172,7 @@ static int co_compare(void *arg)
 
 int cmd_compare(int argc, char **argv)
 {
-    struct compare_command c = { .err = ERR_INIT };
+    struct compare_command c = { .trouble = CANNOT_OPEN, .err = ERR_INIT };
     struct cli_list image_dirs = { 0 };
     bool force_share = false;
     const struct cli_option options[] = {
@@ -187,7 +192,7 @@ int cmd_compare(int argc, char **argv)
     const struct cli_command command = {
         "compare", "A B", 2, 2,
         "Compare what two images, of any formats, read as. The exit status is 0 if they are\n"
-        "equal, 1 if they differ, 2 if that could not be told. A longer one is equal if what\n"
+        "equal, 1 if they differ, 2 to 4 if that could not be told. A longer one is equal if what\n"
         "it has more is zero.",
         options, "  stillpoint compare disk.qcow2 monday.qcow2",
     };
@@ -200,11 +205,11 @@ int cmd_compare(int argc, char **argv)
     c.a.open.force_share = c.b.open.force_share = force_share;
     if (!cli_allow_image_dirs(&image_dirs, &c.err) || offline_run(co_compare, &c, &c.err) < 0) {
         cli_fail(command.name, &c.err);
-        return CANNOT_TELL;
+        return c.trouble;
     }
     if (!c.differ)
         puts("Images are identical.");
     if (cli_end_output(command.name) != EXIT_OK)
-        return CANNOT_TELL;
+        return CANNOT_OPEN;
     return c.differ;
 }

@@ -4,10 +4,9 @@
  * qemu-img info (QEMU qapi/block-core.json, ImageInfo).
  */
 #include "app/cli.h"
-#include "app/human.h"
 #include "app/image_name.h"
+#include "app/info.h"
 #include "app/offline.h"
-#include "app/snapshot.h"
 #include "base/limits.h"
 #include "base/mem.h"
 #include "drivers/image_dirs.h"
@@ -32,6 +31,61 @@ static void add_backing(json_t *info, const char *name, const struct node_info *
         json_object_set_new(info, "backing-filename-format", schema_json_str(ni->backing_format));
 }
 
+/* ---- what it consists of ---------------------------------------------------------- */
+
+static json_t *describe(struct node *n, const char *filename);
+
+static void add_child(json_t *children, const char *role, struct node *n)
+{
+    CLEANUP(free) struct node_info *ni = NULL;
+
+    if (!n)
+        return;
+    ni = xnew(struct node_info);
+    node_get_info(n, ni);
+    json_array_append_new(children, json_pack("{s:s, s:o}", "name", role, "info",
+                                              describe(n, ni->filename)));
+}
+
+/* The files below, as QEMU 8 and later tell of them; backing files are images by
+ * themselves. */
+static json_t *children_of(struct node *n)
+{
+    json_t *children = json_array();
+
+    add_child(children, "file", edge_node(n->file));
+    add_child(children, "data-file", edge_node(n->data_file));
+    return children;
+}
+
+static json_t *format_info(struct node *n)
+{
+    json_t *specific = node_format_info(n);
+
+    if (!specific && strcmp(node_driver_name(n), "file") == 0)
+        specific = json_pack("{s:s, s:{}}", "type", "file", "data");
+    return specific;
+}
+
+/* One node and what is below it: BlockNodeInfo. */
+static json_t *describe(struct node *n, const char *filename)
+{
+    CLEANUP(free) struct node_info *ni = xnew(struct node_info);
+    json_t *info, *specific = format_info(n);
+
+    node_get_info(n, ni);
+    info = json_pack("{s:o, s:I, s:o, s:s, s:b}", "children", children_of(n), "virtual-size",
+                     (json_int_t)ni->size, "filename", schema_json_str(filename), "format",
+                     node_driver_name(n), "dirty-flag", ni->dirty);
+    if (ni->cluster_size)
+        json_object_set_new(info, "cluster-size", json_integer(ni->cluster_size));
+    if (ni->allocated != UINT64_MAX)
+        json_object_set_new(info, "actual-size", json_integer((json_int_t)ni->allocated));
+    if (specific)
+        json_object_set_new(info, "format-specific", specific);
+    return info;
+}
+
 static void add_snapshots(json_t *info, struct node *n)
 {
     json_t *list;
@@ -43,6 +97,8 @@ static void add_snapshots(json_t *info, struct node *n)
         json_object_set(info, "snapshots", list);
     json_decref(list);
 }
+
+/* ---- chains ------------------------------------------------------------------------ */
 
 /* What an image names is looked into only where images may name files. */
 static bool may_follow(struct info_command *c, const char *name, const struct node_info *ni)
@@ -70,18 +126,9 @@ static bool co_add_image(struct info_command *c, const struct offline_open *o, c
         return false;
 
     CLEANUP(free) struct node_info *ni = xnew(struct node_info);
-    json_t *info, *specific = node_format_info(n);
+    json_t *info = describe(n, o->name);
 
     node_get_info(n, ni);
-    info = json_pack("{s:I, s:o, s:s, s:b}", "virtual-size", (json_int_t)ni->size,
-                     "filename", schema_json_str(o->name), "format", node_driver_name(n),
-                     "dirty-flag", ni->dirty);
-    if (ni->cluster_size)
-        json_object_set_new(info, "cluster-size", json_integer(ni->cluster_size));
-    if (ni->allocated != UINT64_MAX)
-        json_object_set_new(info, "actual-size", json_integer((json_int_t)ni->allocated));
-    if (specific)
-        json_object_set_new(info, "format-specific", specific);
     add_snapshots(info, n);
     if (*ni->backing_file) {
         add_backing(info, o->name, ni);
@@ -124,64 +171,7 @@ static int co_info(void *arg)
     }
 }
 
-/* ---- for people --------------------------------------------------------------------- */
-
-static json_int_t int_of(const json_t *info, const char *key)
-{
-    return json_integer_value(json_object_get(info, key));
-}
-
-static const char *text_of(const json_t *info, const char *key)
-{
-    return json_string_value(json_object_get(info, key));
-}
-
-static void print_specific(const json_t *specific)
-{
-    const char *key;
-    json_t *value;
-
-    if (!json_object_size(specific))
-        return;
-    puts("Format specific information:");
-    json_object_foreach(json_object_get(specific, "data"), key, value) {
-        CLEANUP(free) char *text = json_dumps(value, JSON_ENCODE_ANY);
-        CLEANUP(free) char *words = xstrdup(key);
-
-        for (char *p = words; *p; p++) {
-            if (*p == '-')
-                *p = ' ';
-        }
-        printf("    %s: %s\n", words, json_is_string(value) ? json_string_value(value) : text);
-    }
-}
-
-static void print_image(const json_t *info)
-{
-    const char *backing = text_of(info, "backing-filename");
-    const char *full = text_of(info, "full-backing-filename");
-    uint64_t size = (uint64_t)int_of(info, "virtual-size");
-    char buf[HUMAN_TEXT];
-
-    printf("image: %s\nfile format: %s\n", text_of(info, "filename"), text_of(info, "format"));
-    printf("virtual size: %s (%llu bytes)\n", human_size(size, buf), (unsigned long long)size);
-    printf("disk size: %s\n", json_object_get(info, "actual-size")
-           ? human_size((uint64_t)int_of(info, "actual-size"), buf) : "unavailable");
-    if (int_of(info, "cluster-size"))
-        printf("cluster_size: %lld\n", (long long)int_of(info, "cluster-size"));
-    if (backing) {
-        printf("backing file: %s", backing);
-        if (strcmp(backing, full) != 0)
-            printf(" (actual path: %s)", full);
-        putchar('\n');
-    }
-    if (json_is_true(json_object_get(info, "dirty-flag")))
-        printf("cleanly shut down: no\n");
-    if (text_of(info, "backing-filename-format"))
-        printf("backing file format: %s\n", text_of(info, "backing-filename-format"));
-    print_snapshot_list(json_object_get(info, "snapshots"));
-    print_specific(json_object_get(info, "format-specific"));
-}
+/* ---- the command ------------------------------------------------------------------- */
 
 int cmd_info(int argc, char **argv)
 {
@@ -190,6 +180,7 @@ int cmd_info(int argc, char **argv)
         { "format", 'f', CLI_TEXT, &c.open.format, "FORMAT",
           "raw or qcow2; by the name's ending unless given" },
         { "chain", 0, CLI_FLAG, &c.chain, NULL, "also the images that it stands on" },
+        { "backing-chain", 0, CLI_FLAG, &c.chain, NULL, "the same, as qemu-img calls it" },
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img info --output=json" },
         { "force-share", 'U', CLI_FLAG, &c.open.force_share, NULL,
           "although another process may be writing it" },
@@ -216,7 +207,7 @@ int cmd_info(int argc, char **argv)
     for (size_t i = 0; i < json_array_size(list); i++) {
         if (i)
             putchar('\n');
-        print_image(json_array_get(list, i));
+        info_print(json_array_get(list, i));
     }
     return cli_end_output(command.name);
 }

@@ -19,6 +19,7 @@ struct map_command {
     struct offline_open open;
     struct cli_list image_dirs;
     bool json;
+    uint64_t from, most;       /* bytes: where to begin, and how many; 0: all */
     bool first;                /* nothing was printed yet */
     struct err err;
 };
@@ -83,9 +84,16 @@ static char *name_of(struct node *file)
 
 static int co_map_node(struct map_command *c, struct node *n)
 {
+    uint64_t size = node_size(n);
     struct map_entry whole = { 0 };
 
-    for (uint64_t off = 0, size = node_size(n); off < size;) {
+    if (c->from > size) {
+        err_set(&c->err, -EINVAL, "'%s' has %llu bytes: --start-offset lies behind its end",
+                c->open.name, (unsigned long long)size);
+        return -EINVAL;
+    }
+    size = c->most ? MIN(size - c->from, c->most) + c->from : size;
+    for (uint64_t off = c->from; off < size;) {
         struct map_entry e = { .start = off };
         int r = co_node_status_above(n, NULL, off, size - off, &e.status, &e.depth);
 
@@ -139,6 +147,8 @@ int cmd_map(int argc, char **argv)
         { "snapshot", 'l', CLI_TEXT, &c.open.snapshot, "NAME",
           "as it was at this snapshot inside it (name or id)" },
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img map --output=json" },
+        { "start-offset", 's', CLI_SIZE, &c.from, "OFFSET", "begin here" },
+        { "max-length", 'l', CLI_SIZE, &c.most, "SIZE", "tell of so many bytes only" },
         { "force-share", 'U', CLI_FLAG, &c.open.force_share, NULL,
           "although another process may be writing it" },
         CLI_IMAGE_DIR(&c.image_dirs),
