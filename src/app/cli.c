@@ -248,6 +248,7 @@ static void make_tables(const struct cli_command *c, struct getopt_tables *t)
         assert(n < OPTION_MAX);
         t->longs[n] = (struct option){ o->name, value, NULL, OPTION_BASE + n };
         if (o->letter) {
+            assert(!strchr(t->shorts, o->letter));
             *s++ = o->letter;
             if (value)
                 *s++ = ':';

@@ -144,7 +144,7 @@ int cmd_map(int argc, char **argv)
     const struct cli_option options[] = {
         { "format", 'f', CLI_TEXT, &c.open.format, "FORMAT",
           "raw or qcow2; by the name's ending unless given" },
-        { "snapshot", 'l', CLI_TEXT, &c.open.snapshot, "NAME",
+        { "snapshot", 0, CLI_TEXT, &c.open.snapshot, "NAME",
           "as it was at this snapshot inside it (name or id)" },
         { "json", 0, CLI_FLAG, &c.json, NULL, "for programs, as qemu-img map --output=json" },
         { "start-offset", 's', CLI_SIZE, &c.from, "OFFSET", "begin here" },
