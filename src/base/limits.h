@@ -119,6 +119,23 @@
  * with up to two buffers of its size. */
 #define LIMIT_QCOW2_PACKERS 16
 
+/* A check of an image: bytes for the references counted at a time; L2 tables that
+ * are gone through at a time (24 bytes each); refcounts that are looked at in all
+ * (those of a fully used image of 4 PiB with usual clusters: minutes); lines about
+ * what is wrong. With these it takes less than 512 MiB. */
+#define LIMIT_QCOW2_CHECK_COUNT_BYTES (256 * MiB)
+#define LIMIT_QCOW2_CHECK_L2_TABLES (2U << 20)
+#define LIMIT_QCOW2_CHECK_REFCOUNTS (1ULL << 36)
+#define LIMIT_QCOW2_CHECK_LINES 10000U
+
+/* Bytes of a snapshot table and of what a snapshot has in it beside what is known,
+ * and of a bitmap directory; bytes of a bitmap; as QEMU. */
+#define LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES (64 * MiB)
+#define LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES 1024U
+#define LIMIT_QCOW2_BITMAPS 65535U
+#define LIMIT_QCOW2_BITMAP_DIR_BYTES (LIMIT_QCOW2_BITMAPS * 1024ULL)
+#define LIMIT_QCOW2_BITMAP_BYTES (512 * MiB)
+
 /* --- block --- */
 
 /* Images in a backing chain. Chains come from image headers, which may name each

@@ -95,15 +95,11 @@ static bool check_tables(const struct qcow2_header *h, struct err *err)
     if (h->l1_entries < l1_needed)
         return err_set(err, -EINVAL, "the L1 table is too small: %" PRIu32 " entries where the "
                        "virtual size needs %" PRIu64, h->l1_entries, l1_needed);
-    if (!h->reftable_clusters)
-        return err_set(err, -EINVAL, "the image has no refcount table");
     if (reftable_bytes > LIMIT_QCOW2_REFTABLE_BYTES)
         return err_set(err, -EFBIG, "the refcount table has %" PRIu64 " bytes, more than the %llu "
                        "supported", reftable_bytes, LIMIT_QCOW2_REFTABLE_BYTES);
     if (!h->l1_off && h->l1_entries)
         return err_set(err, -EINVAL, "the L1 table has no place in the image");
-    if (!h->reftable_off)
-        return err_set(err, -EINVAL, "the refcount table has no place in the image");
     if (h->n_snapshots > LIMIT_QCOW2_SNAPSHOTS)
         return err_set(err, -EFBIG, "the image has %" PRIu32 " snapshots, more than the %d "
                        "supported", h->n_snapshots, LIMIT_QCOW2_SNAPSHOTS);
@@ -111,7 +107,19 @@ static bool check_tables(const struct qcow2_header *h, struct err *err)
         !check_table(h, "the refcount table", h->reftable_off, reftable_bytes, err) ||
         !check_table(h, "the snapshot table", h->n_snapshots ? h->snapshots_off : 0, 0, err))
         return false;
-    if (ranges_overlap(h->l1_off, (uint64_t)h->l1_entries * 8, h->reftable_off, reftable_bytes))
+    return true;
+}
+
+/* What makes the refcounts useless, but nothing else. */
+static bool check_reftable(const struct qcow2_header *h, struct err *err)
+{
+    uint64_t bytes = (uint64_t)h->reftable_clusters << h->cluster_bits;
+
+    if (!h->reftable_clusters)
+        return err_set(err, -EINVAL, "the image has no refcount table");
+    if (!h->reftable_off)
+        return err_set(err, -EINVAL, "the refcount table has no place in the image");
+    if (ranges_overlap(h->l1_off, (uint64_t)h->l1_entries * 8, h->reftable_off, bytes))
         return err_set(err, -EINVAL, "the L1 table and the refcount table lie over each other");
     return true;
 }
@@ -256,6 +264,12 @@ static bool parse_backing_file(const uint8_t *buf, size_t len, struct qcow2_head
 }
 
 bool qcow2_header_parse(const void *buf, size_t len, struct qcow2_header *ret, struct err *err)
+{
+    return qcow2_header_parse_to_check(buf, len, ret, err) && check_reftable(ret, err);
+}
+
+bool qcow2_header_parse_to_check(const void *buf, size_t len, struct qcow2_header *ret,
+                                 struct err *err)
 {
     struct qcow2_header h = { 0 };
     struct extensions x = { 0 };

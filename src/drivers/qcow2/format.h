@@ -34,6 +34,8 @@
     (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION | \
      QCOW2_INCOMPAT_EXTL2)
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (1ULL << 0)
+#define QCOW2_AUTOCLEAR_BITMAPS (1ULL << 0)
+#define QCOW2_AUTOCLEAR_RAW_DATA (1ULL << 1)
 
 enum qcow2_compression { QCOW2_COMPRESSION_ZLIB = 0, QCOW2_COMPRESSION_ZSTD = 1 };
 
@@ -70,6 +72,11 @@ struct qcow2_header {
  * corrupt image parses; one that needs a feature which is not known here does not. */
 MUST_CHECK bool qcow2_header_parse(const void *buf, size_t len, struct qcow2_header *ret,
                                    struct err *err);
+
+/* The same for a check, to which a refcount table that is missing, or lies in the
+ * header or over the L1 table, is no obstacle: it can be made anew. */
+MUST_CHECK bool qcow2_header_parse_to_check(const void *buf, size_t len,
+                                            struct qcow2_header *ret, struct err *err);
 
 /* The size of the clusters of the image that begins with @buf, or 0 if it is not
  * one: how much to read for qcow2_header_parse. Needs 24 bytes. */
