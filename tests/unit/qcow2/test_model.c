@@ -59,7 +59,7 @@ static const struct shape shapes[] = {
       ", 'discard': 'unmap'", 400, .extended = true },
     { "128k-extended-no-unref", 131072, 64, 3, 8 * MiB, NO_BACKING, 0,
       ", 'discard': 'unmap', 'discard-no-unref': true", 400, .extended = true },
-    { "2M-extended-over-raw", 2 * MiB, 16, 3, 20 * MiB + 4096, RAW_BACKING, 13 * MiB, "", 150,
+    { "2M-extended-over-raw", 2 * MiB, 16, 3, 9 * MiB + 4096, RAW_BACKING, 7 * MiB, "", 120,
       .extended = true },
 };
 
