@@ -167,12 +167,15 @@ static int co_claim_space(struct qcow2 *s, struct claim *c, const struct qcow2_e
                           struct qcow2_space *ret)
 {
     uint32_t per_cluster = units_per_cluster(s);
+    uint64_t bytes = (uint64_t)c->n << s->unit_bits;
     int r;
 
     if (has_own_host(e)) {
         *ret = (struct qcow2_space){ .host = align_down(e->host, 1ULL << s->unit_bits) };
-        return own_bytes(s, ret->host, (uint64_t)c->n << s->unit_bits) ? 0
-                                                                       : co_qcow2_mark_corrupt(s);
+        if (!own_bytes(s, ret->host, bytes))
+            return co_qcow2_mark_corrupt(s);
+        /* The last cluster of a file need not be there to its end. */
+        return co_qcow2_host_grow(s, ret->host + bytes);
     }
     r = co_qcow2_alloc(s, c->n / per_cluster, ret);
     if (r == 0 && ret->n * per_cluster < c->n) {

@@ -201,6 +201,23 @@ CO_TEST(a_shared_cluster_keeps_its_holes)
     co_close(n);
 }
 
+/* QEMU's files end with the last subcluster that was written. */
+CO_TEST(the_last_cluster_of_a_file_may_be_short)
+{
+    struct node *n;
+
+    must_run("qemu-img create -q -f qcow2 -o extended_l2=on s.qcow2 64M && "
+             "qemu-io -f qcow2 -c 'write -P 1 1M 4k' s.qcow2 && "
+             "test $(($(stat -c %%s s.qcow2) %% 65536)) != 0");
+    n = co_open_over_fault(false);
+    co_fill(n, MiB + 40 * 1024, 100, 2);
+    co_expect(n, MiB, 4096, 1);
+    co_expect(n, MiB + 4096, 36 * 1024, 0);
+    co_expect(n, MiB + 40 * 1024, 100, 2);
+    co_expect(n, MiB + 40 * 1024 + 100, 40 * 1024, 0);
+    co_close(n);
+}
+
 /* ---- side by side -------------------------------------------------------- */
 
 struct request {
@@ -500,6 +517,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(of_a_subcluster_in_part_the_rest_is_copied),
         cmocka_unit_test(zeros_around_are_written_and_not_read),
         cmocka_unit_test(a_shared_cluster_keeps_its_holes),
+        cmocka_unit_test(the_last_cluster_of_a_file_may_be_short),
         cmocka_unit_test(writes_to_one_cluster_run_side_by_side),
         cmocka_unit_test(a_failed_allocation_fails_its_own_write_only),
         cmocka_unit_test(zeros_wait_for_what_is_being_allocated_in_the_cluster),
