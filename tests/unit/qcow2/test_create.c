@@ -40,6 +40,32 @@ CO_TEST(empty_images_of_every_shape)
     expect_clean("c.qcow2", false);
 }
 
+/* As large as can be, too: an L2 table maps half of what one of other images does. */
+CO_TEST(empty_images_with_subclusters)
+{
+    for (uint32_t cluster = 16384, bits = 14; cluster <= 2 * MiB; cluster *= 2, bits++) {
+        uint64_t most = LIMIT_QCOW2_L1_BYTES / 8 << (2 * bits - 4);
+        struct qcow2_create_opts o = { .size = bits % 2 ? most : 100 * MiB + 512,
+                                       .cluster_size = cluster, .extended_l2 = true };
+
+        co_make_image("c.qcow2", &o);
+        must_run("qemu-img info c.qcow2 | grep 'virtual size.*(%" PRIu64 " bytes)'", o.size);
+        must_run("qemu-img info c.qcow2 | grep 'extended l2: true'");
+        if (o.size != most)
+            expect_clean("c.qcow2", false);
+
+        struct node *n = co_open_image("c.qcow2", "");
+
+        co_fill(n, o.size - 700, 700, 1);
+        co_expect(n, o.size - 700, 700, 1);
+        co_node_unref(n);
+        must_run("qemu-io -f qcow2 -c 'read -P 1 %" PRIu64 " 512' c.qcow2", o.size - 512);
+        assert_null(strstr(run_output(), "failed"));
+        o.size = most + 512;
+        co_create_refused(&o, "try a larger cluster size");
+    }
+}
+
 CO_TEST(the_header_names_the_backing_file_and_its_format)
 {
     make_file(work_path("base.raw"), MiB);
@@ -104,6 +130,10 @@ CO_TEST(options_that_cannot_be)
     co_create_refused(&(struct qcow2_create_opts){ .size = 200 * GiB, .cluster_size = 512 },
                       "try a larger cluster size");
     co_create_refused(&(struct qcow2_create_opts){ .size = UINT64_MAX }, "too large");
+    co_create_refused(&(struct qcow2_create_opts){ .extended_l2 = true, .cluster_size = 8192 },
+                      "cluster sizes of at least 16384 bytes");
+    co_create_refused(&(struct qcow2_create_opts){ .extended_l2 = true, .version = 2 },
+                      "compatibility level 1.1");
     co_create_refused(&(struct qcow2_create_opts){ .size = 1, .backing_file = "a" }, "format");
     co_create_refused(&(struct qcow2_create_opts){ .size = 1, .backing_file = long_name,
                                                    .backing_format = "raw" }, "longer than 1023");
@@ -268,6 +298,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(empty_images_of_every_shape),
+        cmocka_unit_test(empty_images_with_subclusters),
         cmocka_unit_test(the_header_names_the_backing_file_and_its_format),
         cmocka_unit_test(what_was_in_the_file_is_gone),
         cmocka_unit_test(options_that_cannot_be),

@@ -15,7 +15,7 @@
 
 struct session {
     uint32_t cluster, refcount_bits;
-    bool over_backing;
+    bool over_backing, extended;
 };
 
 static struct node *co_open_for(struct nth_failure *nf, struct node **ret_fault)
@@ -71,6 +71,7 @@ static int co_session(struct nth_failure *nf, void *arg)
 
     co_make_image("f.qcow2", &(struct qcow2_create_opts){
         .size = MiB, .cluster_size = s->cluster, .refcount_bits = s->refcount_bits,
+        .extended_l2 = s->extended,
         .backing_file = s->over_backing ? "base.raw" : NULL,
         .backing_format = s->over_backing ? "raw" : NULL });
     n = co_open_for(nf, &fault);
@@ -127,11 +128,13 @@ static void co_run_session(struct session *s, enum fault_op op, int error, bool 
 static struct session plain = { 4096, 16, false };
 static struct session overlay = { 65536, 16, true };
 static struct session tables_grow = { 512, 64, false };
+static struct session subclusters = { 16384, 16, true, .extended = true };
 
 CO_TEST(no_failing_write_hurts)
 {
     co_run_session(&plain, FAULT_WRITE, -EIO, false);
     co_run_session(&tables_grow, FAULT_WRITE, -EIO, false);
+    co_run_session(&subclusters, FAULT_WRITE, -EIO, false);
 }
 
 CO_TEST(no_failing_flush_hurts)
@@ -150,6 +153,7 @@ CO_TEST(no_power_cut_hurts)
 {
     co_run_session(&overlay, FAULT_ANY, -EIO, true);
     co_run_session(&tables_grow, FAULT_ANY, -EIO, true);
+    co_run_session(&subclusters, FAULT_ANY, -EIO, true);
 }
 
 /* After a flush has failed nobody knows what of the data before it is on the disk:
@@ -179,6 +183,8 @@ static const struct shape shapes[] = {
     { "64k-over-qcow2", 65536, 16, 3, 4 * MiB, QCOW2_BACKING, 3 * MiB, ", 'discard': 'unmap'",
       150 },
     { "512-refcount1", 512, 1, 3, 1 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 150 },
+    { "32k-extended-over-raw", 32768, 16, 3, 2 * MiB, RAW_BACKING, MiB, ", 'discard': 'unmap'",
+      150, .extended = true },
 };
 
 static void co_random_session(const struct shape *shape, uint64_t seed)
