@@ -105,6 +105,21 @@ static bool co_make_qcow2(struct create_command *c, struct node *file)
            co_qcow2_create(file, &o, &c->err);
 }
 
+/* With the clusters that are wished for from the start. */
+static bool co_preallocate_qcow2(struct create_command *c)
+{
+    const struct open_file_opts o = { .filename = c->path, .format = "qcow2", .no_backing = true };
+    struct node *n;
+    bool ok;
+
+    if (c->o.preallocation == PREALLOC_OFF)
+        return true;
+    n = co_node_open_file(&o, &c->err);
+    ok = n && co_preallocate(n, 0, node_size(n), (enum image_prealloc)c->o.preallocation, &c->err);
+    co_node_unref(n);
+    return ok;
+}
+
 static bool co_make_image(struct create_command *c)
 {
     struct node *file = co_open_alone(c);
@@ -118,7 +133,7 @@ static bool co_make_image(struct create_command *c)
     if (r < 0)
         ok = err_errno(&c->err, r, "Cannot flush '%s'", c->path);
     co_node_unref(file);
-    return ok;
+    return ok && (c->format != IMAGE_QCOW2 || co_preallocate_qcow2(c));
 }
 
 static int co_create(void *arg)
@@ -215,6 +230,9 @@ static int check_options(struct create_command *c)
     if (c->o.has_backing_fmt && !c->o.has_backing_file)
         return cli_misuse("create", c->backing_format >= 0 ? "--backing-format without --backing"
                                                             : "backing_fmt without backing_file");
+    if (c->o.has_backing_file && c->o.preallocation && !c->o.extended_l2)
+        return cli_misuse("create", "preallocation would hide the backing file: leave it out, or "
+                          "say -o extended_l2=on too");
     if (c->size == UINT64_MAX && !c->o.has_backing_file)
         return cli_misuse("create", "how large shall it be? Say SIZE, such as 20G");
     return -1;

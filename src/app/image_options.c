@@ -126,8 +126,6 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
 {
     if (o->has_data_file || o->data_file_raw)
         return not_yet(err, "data_file");
-    if (o->preallocation)
-        return not_yet(err, "preallocation");
     *ret = (struct qcow2_create_opts){
         .size = size,
         .cluster_size = (uint32_t)MIN(o->cluster_size, (uint64_t)UINT32_MAX),

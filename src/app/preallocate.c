@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Space for raw images. A zero write that may not leave a hole is what reserves: the
+ * Space for images. In a raw one, a zero write that may not leave a hole is what reserves: the
  * file system is asked to (fallocate), and where it cannot, zeros are written.
  */
 #include "app/preallocate.h"
 #include "base/mem.h"
+#include "drivers/qcow2/preallocate.h"
 
 #define STEP (1024 * MiB)
 #define FULL_STEP (2 * MiB)
@@ -34,14 +35,42 @@ static int co_reserve(struct node *n, uint64_t off, uint64_t len)
     return r;
 }
 
+static bool is_qcow2(struct node *n)
+{
+    return strcmp(node_driver_name(n), "qcow2") == 0;
+}
+
+bool preallocation_possible(struct node *n, enum image_prealloc how, struct err *err)
+{
+    if (how == PREALLOC_OFF)
+        return true;
+    if (is_qcow2(n))
+        return qcow2_can_preallocate(n, err);
+    return how != PREALLOC_METADATA ||
+           err_set(err, -EINVAL, "A raw image has no metadata: preallocation is falloc or full");
+}
+
+static bool co_preallocate_qcow2(struct node *n, uint64_t off, uint64_t len,
+                                 enum image_prealloc how, struct err *err)
+{
+    static const enum qcow2_preallocation hows[] = {
+        [PREALLOC_METADATA] = QCOW2_PREALLOC_METADATA,
+        [PREALLOC_FALLOC] = QCOW2_PREALLOC_FALLOC,
+        [PREALLOC_FULL] = QCOW2_PREALLOC_FULL,
+    };
+
+    return co_qcow2_preallocate(n, off, len, hows[how], err);
+}
+
 bool co_preallocate(struct node *n, uint64_t off, uint64_t len, enum image_prealloc how,
                     struct err *err)
 {
     int r = 0;
 
-    if (how == PREALLOC_FALLOC)
-        r = co_reserve(n, off, len);
-    else if (how == PREALLOC_FULL)
-        r = co_write_zeros(n, off, len);
+    if (how == PREALLOC_OFF || !preallocation_possible(n, how, err))
+        return how == PREALLOC_OFF;
+    if (is_qcow2(n))
+        return co_preallocate_qcow2(n, off, len, how, err);
+    r = (how == PREALLOC_FALLOC ? co_reserve : co_write_zeros)(n, off, len);
     return r == 0 || err_errno(err, r, "Cannot give the image its space");
 }

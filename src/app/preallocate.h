@@ -8,8 +8,11 @@
 #include "app/image_options.h"
 #include "block/node.h"
 
-/* Give [off, off+len) of a raw image, which reads as zero, its space: FALLOC reserves
- * it, FULL writes it. Not METADATA. Coroutine. */
+/* Whether it can be; to be asked before anything is changed. */
+MUST_CHECK bool preallocation_possible(struct node *n, enum image_prealloc how, struct err *err);
+
+/* Give [off, off+len) of an image, which reads as zero there, its space: FALLOC reserves
+ * it, FULL writes it; METADATA is for qcow2 only. @n is idle. Coroutine. */
 MUST_CHECK bool co_preallocate(struct node *n, uint64_t off, uint64_t len,
                                enum image_prealloc how, struct err *err);
 

@@ -59,16 +59,11 @@ static bool settle_size(struct resize_command *c, bool qcow2)
 
 /* ---- doing it -------------------------------------------------------------- */
 
-static bool co_change(struct resize_command *c, struct node *n, bool qcow2)
+static bool co_change(struct resize_command *c, struct node *n)
 {
     enum image_prealloc how = (enum image_prealloc)c->preallocation;
 
-    if (qcow2 && how)
-        return err_set(&c->err, -ENOTSUP, "--preallocation is for raw images only as yet");
-    if (how == PREALLOC_METADATA)
-        return err_set(&c->err, -EINVAL, "A raw image has no metadata: --preallocation is falloc "
-                       "or full");
-    if (!co_node_resize(n, c->after, &c->err))
+    if (!preallocation_possible(n, how, &c->err) || !co_node_resize(n, c->after, &c->err))
         return false;
     if (co_preallocate(n, c->before, c->after > c->before ? c->after - c->before : 0, how, &c->err))
         return true;
@@ -94,7 +89,7 @@ static int co_resize(void *arg)
         return c->err.code;
     c->before = node_size(n);
 
-    bool ok = settle_size(c, qcow2) && co_change(c, n, qcow2);
+    bool ok = settle_size(c, qcow2) && co_change(c, n);
     int r = ok ? co_node_flush(n) : 0;
 
     if (r < 0)

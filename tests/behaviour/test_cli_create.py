@@ -5,7 +5,7 @@ import os
 
 import pytest
 from cli import MiB, fails, held_open, info_of, make_image
-from stillpoint import qemu_img, stillpoint
+from stillpoint import qemu_img, run, stillpoint
 
 
 # ---- create ------------------------------------------------------------------------------------
@@ -156,3 +156,47 @@ def test_create_a_raw_image_that_has_its_space(how, size, tmp_path):
     image.write_bytes(b"x" * 100000)
     stillpoint("create", "--force", image, size, "-o", f"preallocation={how}")
     assert image.read_bytes() == bytes(size) and os.stat(image).st_blocks * 512 >= size
+
+
+@pytest.mark.parametrize("how", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("options, size", [
+    ([], 40 * MiB), (["cluster_size=512"], 3 * MiB + 512), (["extended_l2=on"], 9 * MiB + 512),
+    (["compat=0.10,cluster_size=2M"], 5 * MiB), (["refcount_bits=1"], 0),
+])
+def test_create_a_qcow2_image_that_has_its_clusters(how, options, size, tmp_path):
+    image = tmp_path / "a.qcow2"
+    stillpoint("create", image, size, "--preallocation", how,
+               *[arg for o in options for arg in ("-o", o)])
+    qemu_img("check", image)
+    info = info_of(image)
+    assert info["virtual-size"] == size
+    if how == "metadata":
+        assert info["actual-size"] < 8 * MiB
+    else:
+        assert info["actual-size"] >= size
+    if "extended_l2=on" not in options:
+        entries = json.loads(qemu_img("map", "--output=json", image).stdout)
+        assert all(e["present"] and "offset" in e for e in entries if e["length"])
+    # Nothing moves when it is written, and nothing but what is written changes.
+    was = os.path.getsize(image)
+    if size:
+        run("qemu-io", "-c", f"write -P 7 {size - 1024} 1024", "-c", "write -P 8 700k 300k", image)
+        flat = bytearray(size)
+        flat[size - 1024:] = b"\7" * 1024
+        flat[700 * 1024:1000 * 1024] = b"\10" * (300 * 1024)
+        (tmp_path / "flat.raw").write_bytes(flat)
+        qemu_img("compare", image, tmp_path / "flat.raw")
+        qemu_img("check", image)
+    assert os.path.getsize(image) <= max(was, -(-was // (1 << 21)) << 21)
+
+
+def test_preallocation_over_a_backing_file_needs_subclusters(chain, tmp_path):
+    new = tmp_path / "new.qcow2"
+    words = fails("create", new, "-b", "top.qcow2", "--preallocation", "metadata", status=2)
+    assert "would hide the backing file" in words and not new.exists()
+    stillpoint("create", new, "-b", "top.qcow2", "-o", "preallocation=metadata,extended_l2=on")
+    qemu_img("check", new)
+    qemu_img("compare", new, chain)
+    run("qemu-io", "-c", "write -P 9 100k 10k", new)
+    run("qemu-io", "-c", "write -P 9 100k 10k", chain)
+    qemu_img("compare", new, chain)

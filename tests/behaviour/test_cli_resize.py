@@ -4,7 +4,7 @@ import os
 
 import pytest
 from cli import MiB, fails, held_open, info_of, make_image
-from stillpoint import qemu_img, stillpoint
+from stillpoint import qemu_img, run, stillpoint
 
 
 @pytest.fixture(params=["raw", "qcow2"])
@@ -67,6 +67,29 @@ def test_grow_with_space(how, tmp_path):
     st = os.stat(image)
     assert st.st_size == 3 * MiB and 2 * MiB <= st.st_blocks * 512 < 3 * MiB
     assert open(image, "rb").read() == bytes(3 * MiB)
+
+
+@pytest.mark.parametrize("how", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("extended", ["on", "off"])
+def test_grow_a_qcow2_image_with_its_clusters(how, extended, tmp_path):
+    """Old clusters that were given up are used again, and what they had does not show."""
+    image = tmp_path / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"extended_l2={extended}", image, 4 * MiB + 512)
+    run("qemu-io", "-c", "write -P 5 0 4M", "-c", "discard 64k 3M", image)
+    stillpoint("resize", "--preallocation", how, image, "+5M")
+    qemu_img("check", image)
+    assert size_of(image) == 9 * MiB + 512
+    qemu_img("convert", "-O", "raw", image, tmp_path / "flat.raw")
+    assert (tmp_path / "flat.raw").read_bytes() == \
+        b"\5" * 65536 + bytes(3 * MiB) + b"\5" * (MiB - 65536) + bytes(5 * MiB + 512)
+    if how != "metadata":
+        assert info_of(image)["actual-size"] >= 6 * MiB
+
+
+def test_growing_with_clusters_over_a_backing_file(chain):
+    words = fails("resize", "--preallocation", "metadata", chain, "+1M")
+    assert "would hide the backing file" in words
+    assert size_of(chain) == 8 * MiB
 
 
 @pytest.mark.parametrize("args, words, status", [
