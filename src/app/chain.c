@@ -109,6 +109,13 @@ bool chain_same_file(const char *a, const char *b)
                                  sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino);
 }
 
+bool chain_has_subclusters(struct node *n)
+{
+    CLEANUP(json_decref) json_t *specific = node_format_info(n);
+
+    return json_is_true(json_object_get(json_object_get(specific, "data"), "extended-l2"));
+}
+
 /* ---- opening --------------------------------------------------------------- */
 
 struct node *co_chain_open(const struct chain *c, unsigned i, bool writable, struct node *below,

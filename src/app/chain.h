@@ -33,6 +33,9 @@ struct node *co_chain_open(const struct chain *c, unsigned i, bool writable, str
 /* Whether both are the same file. May block. */
 bool chain_same_file(const char *a, const char *b);
 
+/* Whether @n is a qcow2 image with extended L2 entries: 32 subclusters in a cluster. */
+bool chain_has_subclusters(struct node *n);
+
 /* Open an image that is to be changed. A reference, or NULL with @err: a sentence for
  * who has it open. The second takes what blockdev-add would; @name is for the sentence. */
 struct node *co_open_to_change(const struct open_file_opts *o, struct err *err);

@@ -4,8 +4,9 @@
  * file system is asked to (fallocate), and where it cannot, zeros are written.
  */
 #include "app/preallocate.h"
+#include "app/chain.h"
 #include "base/mem.h"
-#include "drivers/qcow2/preallocate.h"
+#include "drivers/qcow2/create.h"
 
 #define STEP (1024 * MiB)
 #define FULL_STEP (2 * MiB)
@@ -35,6 +36,10 @@ static int co_reserve(struct node *n, uint64_t off, uint64_t len)
     return r;
 }
 
+/* Both are QEMU's PreallocMode. */
+static_assert((int)PREALLOC_METADATA == (int)QCOW2_PREALLOC_METADATA, "order of modes");
+static_assert((int)PREALLOC_FULL == (int)QCOW2_PREALLOC_FULL, "order of modes");
+
 static bool is_qcow2(struct node *n)
 {
     return strcmp(node_driver_name(n), "qcow2") == 0;
@@ -42,24 +47,16 @@ static bool is_qcow2(struct node *n)
 
 bool preallocation_possible(struct node *n, enum image_prealloc how, struct err *err)
 {
-    if (how == PREALLOC_OFF)
-        return true;
-    if (is_qcow2(n))
-        return qcow2_can_preallocate(n, err);
-    return how != PREALLOC_METADATA ||
-           err_set(err, -EINVAL, "A raw image has no metadata: preallocation is falloc or full");
-}
+    CLEANUP(free) struct node_info *ni = xnew(struct node_info);
 
-static bool co_preallocate_qcow2(struct node *n, uint64_t off, uint64_t len,
-                                 enum image_prealloc how, struct err *err)
-{
-    static const enum qcow2_preallocation hows[] = {
-        [PREALLOC_METADATA] = QCOW2_PREALLOC_METADATA,
-        [PREALLOC_FALLOC] = QCOW2_PREALLOC_FALLOC,
-        [PREALLOC_FULL] = QCOW2_PREALLOC_FULL,
-    };
-
-    return co_qcow2_preallocate(n, off, len, hows[how], err);
+    node_get_info(n, ni);
+    if (how == PREALLOC_METADATA && !is_qcow2(n))
+        return err_set(err, -EINVAL, "A raw image has no metadata: preallocation is falloc or "
+                       "full");
+    if (how != PREALLOC_OFF && *ni->backing_file && !chain_has_subclusters(n))
+        return err_set(err, -ENOTSUP, "Preallocation would hide the backing file: leave it out "
+                       "(only images made with extended_l2=on can have both)");
+    return true;
 }
 
 bool co_preallocate(struct node *n, uint64_t off, uint64_t len, enum image_prealloc how,
@@ -70,7 +67,7 @@ bool co_preallocate(struct node *n, uint64_t off, uint64_t len, enum image_preal
     if (how == PREALLOC_OFF || !preallocation_possible(n, how, err))
         return how == PREALLOC_OFF;
     if (is_qcow2(n))
-        return co_preallocate_qcow2(n, off, len, how, err);
+        return co_qcow2_preallocate(n, off, len, (enum qcow2_prealloc)how, err);
     r = (how == PREALLOC_FALLOC ? co_reserve : co_write_zeros)(n, off, len);
     return r == 0 || err_errno(err, r, "Cannot give the image its space");
 }

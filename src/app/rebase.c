@@ -307,13 +307,6 @@ static bool hint_unsafe(struct rebase_command *c)
                    "--unsafe", why);
 }
 
-static bool has_subclusters(struct node *overlay)
-{
-    CLEANUP(json_decref) json_t *specific = node_format_info(overlay);
-
-    return json_is_true(json_object_get(json_object_get(specific, "data"), "extended-l2"));
-}
-
 static bool co_open_images(struct rebase_command *c)
 {
     CLEANUP(free) struct node_info *ni = xnew(struct node_info);
@@ -324,7 +317,7 @@ static bool co_open_images(struct rebase_command *c)
     if (!c->overlay)
         return c->err.code == -ENOENT ? hint_unsafe(c) : false;
     node_get_info(c->overlay, ni);
-    c->unit = has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
+    c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
     c->old = node_backing(c->overlay);
     find_common(c);
     return true;

@@ -27,4 +27,20 @@ struct qcow2_create_opts {
 MUST_CHECK bool co_qcow2_create(struct node *file, const struct qcow2_create_opts *opts,
                                 struct err *err);
 
+/* As QEMU's PreallocMode. */
+enum qcow2_prealloc {
+    QCOW2_PREALLOC_OFF,
+    QCOW2_PREALLOC_METADATA,     /* L2 tables and clusters; the file stays sparse */
+    QCOW2_PREALLOC_FALLOC,       /* and the file system has reserved the clusters' space */
+    QCOW2_PREALLOC_FULL,         /* and zeros are written to them */
+};
+
+/* Give guest clusters that touch [off, off+len) and have none their host clusters.
+ * What the guest reads stays as it is; where that comes from a backing file, only
+ * images with subclusters can say so, in others those clusters are left out. @n is a
+ * writable qcow2 node; requests may be under way. All of it is on the disk on success.
+ * Coroutine on the node's loop. */
+MUST_CHECK bool co_qcow2_preallocate(struct node *n, uint64_t off, uint64_t len,
+                                     enum qcow2_prealloc mode, struct err *err);
+
 #endif

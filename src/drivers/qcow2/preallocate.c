@@ -1,149 +1,185 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Preallocation, slice by slice: clusters are taken, made to read as zero where they do
- * not yet, and linked as if they had been written; the write-back keeps the order (I-Q1).
- * With subclusters a cluster is linked with none of them allocated, so that what is below
- * still shows.
+ * Clusters before they are written: a run of host clusters is taken, made to hold
+ * what is asked for, and linked to the guest clusters that are still without. As for
+ * zero writes nothing suspends between the last look at the claims and the change of
+ * a slice; what was taken too much is given back.
  */
-#include "drivers/qcow2/preallocate.h"
 #include "base/mem.h"
+#include "drivers/qcow2/create.h"
 #include "drivers/qcow2/qcow2.h"
 
-#define FULL_STEP (2 * MiB)
+#define ZEROS_BYTES (2 * MiB)
 
-bool qcow2_can_preallocate(struct node *n, struct err *err)
+struct prealloc {
+    struct qcow2 *s;
+    enum qcow2_prealloc mode;
+    void *zeros;                 /* ZEROS_BYTES, with FULL */
+};
+
+/* Whether the cluster can get a host cluster without the guest's seeing it. */
+static bool wants_cluster(const struct qcow2 *s, uint64_t cluster, const struct qcow2_l2_entry *e)
 {
-    const struct qcow2 *s = n->state;
-
-    return !s->names_backing || s->geo.extended ||
-           err_set(err, -ENOTSUP, "Preallocation would hide the backing file: leave it out, or "
-                   "make the image with extended_l2=on");
+    if (e->host || e->kind == QCOW2_COMPRESSED_KIND)
+        return false;
+    return s->geo.extended || e->kind == QCOW2_ZERO_PLAIN ||
+           qcow2_unallocated_is_zero(s, cluster << s->geo.cluster_bits);
 }
 
-static int co_write_zeros(struct qcow2 *s, uint64_t host, uint64_t len)
+/* The entry for @host; @zero: its content does not count. */
+static void set_entry(struct qcow2 *s, void *slice, uint32_t i, uint64_t cluster,
+                      const struct qcow2_l2_entry *e, uint64_t host, bool zero)
 {
-    CLEANUP(free) void *zeros = try_alloc_aligned(FULL_STEP);
-    int r = zeros ? 0 : -ENOMEM;
+    uint64_t v = host | QCOW2_COPIED;
+    bool all_zero = e->kind == QCOW2_ZERO_PLAIN ||
+                    qcow2_unallocated_is_zero(s, cluster << s->geo.cluster_bits);
 
-    if (zeros)
-        memset(zeros, 0, FULL_STEP);
-    for (uint64_t done = 0, step; r == 0 && done < len; done += step) {
-        step = MIN(len - done, (uint64_t)FULL_STEP);
-        r = co_node_pwrite(s->file, host + done, step, zeros, REQ_BULK);
-    }
-    return r;
+    if (!s->geo.extended)
+        qcow2_l2_entry_set(&s->geo, slice, i, zero ? v | QCOW2_ZERO : v, 0, 0);
+    else if (all_zero)
+        qcow2_l2_entry_set(&s->geo, slice, i, v, zero ? 0 : UINT32_MAX, zero ? UINT32_MAX : 0);
+    else
+        qcow2_l2_entry_set(&s->geo, slice, i, v, e->alloc, e->zero);
 }
 
-/* Make new clusters read as zero, with as much of their space as is wished. */
-static int co_fill(struct qcow2 *s, const struct qcow2_space *space, enum qcow2_preallocation how)
-{
-    uint64_t len = space->n * s->cluster_size;
-
-    switch (how) {
-    case QCOW2_PREALLOC_METADATA:
-        return space->fresh ? 0 : co_node_write_zeroes(s->file, space->host, len,
-                                                       REQ_MAY_UNMAP | REQ_BULK);
-    case QCOW2_PREALLOC_FALLOC:
-        return co_node_write_zeroes(s->file, space->host, len, REQ_BULK);
-    case QCOW2_PREALLOC_FULL:
-        return co_write_zeros(s, space->host, len);
-    }
-    return -EINVAL;
-}
-
-/* How many of @n entries from @i on are alike: with nothing in them, or not. */
-static int count_alike(struct qcow2 *s, const void *slice, uint32_t i, uint32_t n, bool *ret_empty,
-                       uint32_t *ret)
-{
-    struct qcow2_l2_entry e;
-
-    for (*ret = 0; *ret < n; ++*ret) {
-        if (!qcow2_l2_entry_get(&s->geo, slice, i + *ret, &e))
-            return -EIO;
-
-        bool empty = e.kind == QCOW2_UNALLOCATED && !e.host && !e.alloc && !e.zero;
-
-        if (*ret && empty != *ret_empty)
-            break;
-        *ret_empty = empty;
-    }
-    return 0;
-}
-
-/* Link @space to the guest clusters from @cluster on; their table is there. */
-static int co_link(struct qcow2 *s, uint64_t cluster, const struct qcow2_space *space)
+/* How many of the @n clusters from @first on want one; they lie in one slice. */
+static int co_count(struct qcow2 *s, uint64_t first, uint32_t n, uint32_t *ret)
 {
     struct qcow2_l2_place place;
-    void *slice;
-    int r = co_qcow2_l2_get_writable(s, cluster << s->geo.cluster_bits, &place);
-
-    if (r == 0)
-        r = qcow2_cache_modify(s->l2, place.slice, &slice);
-    for (uint32_t i = 0; r == 0 && i < space->n; i++)
-        qcow2_l2_entry_set(&s->geo, slice, place.index + i,
-                           (space->host + i * s->cluster_size) | QCOW2_COPIED, 0, 0);
-    return r;
-}
-
-/* The clusters from @cluster on, up to @n of them, as far as they are in one slice and
- * alike: *ret_n. */
-static int co_step(struct qcow2 *s, uint64_t cluster, uint64_t n, enum qcow2_preallocation how,
-                   uint32_t *ret_n)
-{
-    uint32_t in_slice = 1U << s->l2_slice_bits;
-    uint32_t most = (uint32_t)MIN(n, in_slice - (cluster & (in_slice - 1)));
-    uint64_t off = cluster << s->geo.cluster_bits;
-    struct qcow2_l2_place place;
-    struct qcow2_space space;
     const void *slice;
-    bool empty;
+    struct qcow2_l2_entry e;
+    int r = co_qcow2_l2_get(s, first << s->geo.cluster_bits, &slice, &place);
+
+    *ret = 0;
+    for (uint32_t i = 0; r == 0 && i < n; i++) {
+        e = (struct qcow2_l2_entry){ .kind = QCOW2_UNALLOCATED };
+        if (slice && !qcow2_l2_entry_get(&s->geo, slice, place.index + i, &e))
+            r = -EIO;
+        *ret += r == 0 && wants_cluster(s, first + i, &e);
+    }
+    return r;
+}
+
+/* Make the new clusters what the mode says; whether their entries have to say zero. */
+static int co_fill(const struct prealloc *p, const struct qcow2_space *space, bool *ret_zero)
+{
+    struct qcow2 *s = p->s;
+    uint64_t bytes = space->n * s->cluster_size;
+    int r = 0;
+
+    *ret_zero = p->mode == QCOW2_PREALLOC_METADATA && !space->fresh && s->geo.version >= 3;
+    if (p->mode == QCOW2_PREALLOC_FULL) {
+        for (uint64_t done = 0, part; r == 0 && done < bytes; done += part) {
+            part = MIN(bytes - done, (uint64_t)ZEROS_BYTES);
+            r = co_node_pwrite(s->file, space->host + done, part, p->zeros, REQ_BULK);
+        }
+    } else if (p->mode == QCOW2_PREALLOC_FALLOC || (!space->fresh && !*ret_zero)) {
+        r = co_node_write_zeroes(s->file, space->host, bytes, REQ_BULK);
+    }
+    return r;
+}
+
+/* Link the clusters of @space to those of the @n that want one: *ret_used of them. */
+static int co_link(struct qcow2 *s, uint64_t first, uint32_t n, const struct qcow2_space *space,
+                   bool zero, uint32_t *ret_used)
+{
+    struct qcow2_l2_place place;
+    uint32_t count, used = 0;
+    void *slice;
     int r;
 
-    /* The table first, so that it does not lie among the clusters. */
-    r = co_qcow2_l2_get_writable(s, off, &place);
-    if (r == 0)
-        r = co_qcow2_l2_get(s, off, &slice, &place);
-    if (r == 0)
-        r = count_alike(s, slice, place.index, most, &empty, ret_n);
-    if (r < 0 || !empty)
+    *ret_used = 0;
+    do {
+        count = n;
+        r = co_qcow2_l2_get_writable(s, first << s->geo.cluster_bits, &place);
+        if (r < 0)
+            return r;
+    } while (co_qcow2_wait_claim(s, first, &count));
+    r = qcow2_cache_modify(s->l2, place.slice, &slice);
+    for (uint32_t i = 0; r == 0 && i < count && used < space->n; i++) {
+        struct qcow2_l2_entry e;
+
+        if (!qcow2_l2_entry_get(&s->geo, slice, place.index + i, &e))
+            r = -EIO;
+        else if (wants_cluster(s, first + i, &e))
+            set_entry(s, slice, place.index + i, first + i, &e,
+                      space->host + used++ * s->cluster_size, zero);
+    }
+    *ret_used = used;
+    return r;
+}
+
+/* One run of clusters for some of the @n guest clusters from @first on; *ret_missing:
+ * how many wanted one. */
+static int co_step(const struct prealloc *p, uint64_t first, uint32_t n, uint32_t *ret_missing)
+{
+    struct qcow2 *s = p->s;
+    struct qcow2_space space;
+    uint32_t used = 0;
+    bool zero;
+    int r = co_count(s, first, n, ret_missing);
+
+    if (r < 0 || !*ret_missing)
         return r;
-    r = co_qcow2_alloc(s, *ret_n, &space);
+    r = co_qcow2_alloc(s, *ret_missing, &space);
     if (r < 0)
         return r;
-    *ret_n = space.n;
-    r = co_fill(s, &space, how);
+    r = co_fill(p, &space, &zero);
     if (r == 0)
-        r = co_link(s, cluster, &space);
-    if (r < 0) {
-        int ignored = co_qcow2_unref(s, space.host >> s->geo.cluster_bits, space.n);
+        r = co_link(s, first, n, &space, zero, &used);
+    if (used < space.n && s->write_ready) {
+        int ignored = co_qcow2_unref(s, (space.host >> s->geo.cluster_bits) + used,
+                                     space.n - used);
 
-        (void)ignored;           /* a leak; the first error is the one to tell */
-        return r;
+        (void)ignored;           /* at worst they leak */
     }
     qcow2_sync_soon(s);
-    return 0;
+    return r;
 }
 
-bool co_qcow2_preallocate(struct node *n, uint64_t off, uint64_t len,
-                          enum qcow2_preallocation how, struct err *err)
+static int co_run(const struct prealloc *p, uint64_t first, uint64_t end)
+{
+    struct qcow2 *s = p->s;
+    uint32_t in_slice = 1U << s->l2_slice_bits, missing;
+    int r = 0;
+
+    while (r == 0 && first < end) {
+        uint32_t n = (uint32_t)MIN(end - first, in_slice - (first & (in_slice - 1)));
+        unsigned entered = qcow2_enter(s);
+
+        r = co_step(p, first, n, &missing);
+        qcow2_leave(s, entered);
+        if (!missing)
+            first += n;
+        co_yield();
+    }
+    return r;
+}
+
+bool co_qcow2_preallocate(struct node *n, uint64_t off, uint64_t len, enum qcow2_prealloc mode,
+                          struct err *err)
 {
     struct qcow2 *s = n->state;
-    uint64_t at = off >> s->geo.cluster_bits, end = div_round_up(off + len, s->cluster_size);
+    CLEANUP(free) void *zeros = mode == QCOW2_PREALLOC_FULL ? try_alloc_aligned(ZEROS_BYTES) : NULL;
+    struct prealloc p = { .s = s, .mode = mode, .zeros = zeros };
     int r;
 
-    assert(off + len <= n->size);
-    if (!qcow2_can_preallocate(n, err))
-        return false;
+    assert(strcmp(n->drv->name, "qcow2") == 0);
+    if (len > n->size || off > n->size - len)
+        return err_set(err, -EINVAL, "What is to get its space lies outside of the disk");
+    if (mode == QCOW2_PREALLOC_OFF || !len)
+        return true;
+    if (n->read_only)
+        return err_set(err, -EPERM, "Node '%s' is read-only", n->name);
+    if (mode == QCOW2_PREALLOC_FULL && !zeros)
+        return err_set(err, -ENOMEM, "Out of memory");
+    if (zeros)
+        memset(zeros, 0, ZEROS_BYTES);
     r = co_qcow2_begin_write(s);
-    while (r == 0 && len && at < end) {
-        unsigned entered = qcow2_enter(s);
-        uint32_t done = 0;
-
-        r = co_step(s, at, end - at, how, &done);
-        qcow2_leave(s, entered);
-        at += done;
-    }
+    if (r == 0)
+        r = co_run(&p, off >> s->geo.cluster_bits,
+                   ((off + len - 1) >> s->geo.cluster_bits) + 1);
     if (r == 0)
         r = co_qcow2_sync(s);
-    return r == 0 || err_errno(err, r, "Could not allocate all of the disk");
+    return r == 0 || err_errno(err, r, "Could not give the image its space");
 }
