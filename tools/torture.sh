@@ -3,6 +3,7 @@
 #
 # torture.sh BUILD: the long runs. For STILLPOINT_TORTURE_MINUTES (30) it goes round these:
 #   model     seeded runs in one process against a shadow disk, both engines
+#   qcow2     lives of random images beside QEMU, power cuts, images of rubbish
 #   oracle    every kind of backup under real clients, one new seed a round
 #   kill      kill -9 at a random moment of writes and a backup, and what is found then
 #   faults    targets, sources and scratch that fail
@@ -77,12 +78,21 @@ fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
 }
 
 mkdir -p "$logs"
-ninja -C "$build" stillpoint tests/model/model_backup >"$logs/build.log" || exit 1
+qcow2="random crash mutated model"
+ninja -C "$build" stillpoint tests/model/model_backup \
+    $(printf 'tests/unit/qcow2/test-qcow2-%s ' $qcow2) >"$logs/build.log" || exit 1
 prepare_fuzzers
 while [ "$(left)" -gt 0 ]; do
     for engine in uring pool; do
         step "model-$engine" "$build/tests/model/model_backup" --engine $engine --for 30 \
             --seeds "$seed..$((seed + 1000000))"
+    done
+    for name in $qcow2; do
+        case $name in random) n=50 ;; mutated) n=300 ;; *) n=2 ;; esac
+        for engine in uring pool; do
+            step "qcow2-$name-$engine" env STILLPOINT_SEED="$seed" STILLPOINT_ROUNDS=$n \
+                "$build/tests/unit/qcow2/test-qcow2-$name" $engine
+        done
     done
     behaviour oracle "$seed..$seed" "$tests/test_oracle.py"
     behaviour kill "$seed..$((seed + 4))" "$tests/test_faults.py" -k kill

@@ -195,6 +195,7 @@ static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_optio
     co_mutex_init(&s->reftable_lock);
     co_mutex_init(&s->store_lock);
     co_mutex_init(&s->grow_lock);
+    co_mutex_init(&s->resize_lock);
     co_mutex_init(&s->sync_lock);
     co_mutex_init(&s->pack_lock);
     co_sem_init(&s->pack_slots, LIMIT_QCOW2_PACKERS);

@@ -76,6 +76,7 @@ struct qcow2 {
     struct co_mutex reftable_lock;   /* adding refcount blocks, moving the table */
     struct co_mutex store_lock;  /* one write-back of the refcount cache at a time */
     struct co_mutex grow_lock;   /* one resize of the file at a time */
+    struct co_mutex resize_lock; /* one resize of the disk at a time */
 
     /* alloc.c, l2.c */
     struct list claims;          /* guest clusters that are being allocated */

@@ -119,9 +119,9 @@ static int co_set_size(struct qcow2 *s, uint64_t size)
     return r;
 }
 
-bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err)
+static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
 {
-    struct qcow2 *s = n->state;
+    struct node *n = s->node;
     uint64_t entries = size <= INT64_MAX ? qcow2_l1_entries_for(size, s->geo.cluster_bits,
                                                                 s->geo.extended)
                                          : UINT64_MAX;
@@ -146,4 +146,15 @@ bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err)
     if (r == 0)
         r = co_set_size(s, size);
     return r == 0 || err_errno(err, r, "Failed to resize the image to %" PRIu64 " bytes", size);
+}
+
+bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err)
+{
+    struct qcow2 *s = n->state;
+    bool ok;
+
+    co_mutex_lock(&s->resize_lock);
+    ok = co_resize_alone(s, size, err);
+    co_mutex_unlock(&s->resize_lock);
+    return ok;
 }

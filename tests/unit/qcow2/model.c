@@ -24,7 +24,7 @@ static uint64_t below(uint64_t n)
 static void check(int r)
 {
     if (r < 0 && !m->may_fail)
-        fail_msg("%s: %s", m->shape->name, strerror(-r));
+        fail_msg("%s, seed %" PRIu64 ": %s", m->shape->name, m->first_seed, strerror(-r));
     if (r < 0 && !m->failure)
         m->failure = r;
 }
@@ -130,35 +130,63 @@ static void co_read(uint64_t off, uint64_t len)
         compare(data, off, len, "read");
 }
 
-/* Of a compressed cluster a few subclusters cannot be discarded, so what becomes of them
- * depends on what is there: not asked for. */
-static void whole_clusters_only(uint64_t *off, uint64_t *len)
+static void co_resize(void)
 {
-    uint64_t end = *off + *len;
+    struct err err = ERR_INIT;
+    uint64_t old = m->size, size = old + align_down(below(m->shape->room - old + 1), 512);
 
-    if (!m->shape->extended || !m->shape->compress)
+    if (m->resizing || size == old)
         return;
-    *off = MIN(align_up(*off, m->shape->cluster), end);
-    *len = (end == m->node->size ? end : MAX(*off, align_down(end, m->shape->cluster))) - *off;
+    m->resizing = true;
+    if (!co_node_resize(m->node, size, &err) && !m->may_fail)
+        fail_msg("%s: resizing to %" PRIu64 ": %s", m->shape->name, size, err.text);
+    m->size = m->node->size;
+    m->resizing = false;
 }
 
-/* Discards of whole clusters, or subclusters, read as zero, but in version 2 over a
- * backing file. */
+/* A part that a discard may have left: what reads as zero now is so. */
+static void co_settle(uint64_t off, uint64_t end)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(end - off + 1);
+
+    if (off >= end)
+        return;
+    check(co_node_pread(m->node, off, end - off, data, 0));
+    for (uint64_t at = off, n; at < end; at += n) {
+        n = MIN((uint64_t)512, end - at);
+        if (m->may_fail || memcmp(data + (at - off), m->shadow + at, n) != 0)
+            memset(m->shadow + at, 0, n);
+    }
+    if (!m->may_fail)
+        compare(data, off, end - off, "after a discard");
+}
+
+/* Discards of whole clusters read as zero, but in version 2 over a backing file. So do
+ * those of subclusters, unless the cluster is compressed, and that of the last cluster,
+ * unless the disk grows meanwhile. */
 static void co_discard(uint64_t off, uint64_t len)
 {
-    whole_clusters_only(&off, &len);
-
-    uint64_t end = off + len, unit = m->shape->cluster / (m->shape->extended ? 32 : 1);
-    uint64_t from = align_up(off, unit);
+    uint64_t end = off + len, cluster = m->shape->cluster;
+    uint64_t unit = cluster / (m->shape->extended ? 32 : 1), from = align_up(off, unit);
     uint64_t to = end == m->node->size ? end : align_down(end, unit);
     bool unmap = strstr(m->shape->options, "unmap") != NULL;
+    uint64_t first, last;
 
     if (m->shape->version == 2)
-        from = MAX(from, align_up(m->shape->backing_size, m->shape->cluster));
+        from = MAX(from, align_up(m->shape->backing_size, cluster));
     check(co_node_discard(m->node, off, len));
-    if (unmap && from < to)
-        memset(m->shadow + from, 0, to - from);
     touch(off, len);
+    if (!unmap || from >= to)
+        return;
+    first = from;
+    last = to;
+    if (m->lenient) {
+        first = MIN(align_up(from, cluster), to);
+        last = MAX(align_down(to, cluster), first);
+        co_settle(from, first);
+        co_settle(last, to);
+    }
+    memset(m->shadow + first, 0, last - first);
 }
 
 static void co_zero(uint64_t off, uint64_t len)
@@ -192,6 +220,10 @@ static void co_one_operation(void)
         check(co_node_flush(m->node));
         return;
     }
+    if (m->shape->resize && what > 97) {
+        co_resize();
+        return;
+    }
     pick_range(&b.off, &b.len);
     if (what < 25 && m->shape->compress) {
         b.len = MIN(align_up(b.len, m->shape->cluster), 8 * m->shape->cluster);
@@ -199,7 +231,9 @@ static void co_one_operation(void)
         b.len = MIN(b.len, m->node->size - b.off);
     }
     co_lock(&b);
-    if (what < 25 && m->shape->compress)
+    if (b.off + b.len > m->node->size)
+        ;                        /* the disk became shorter meanwhile */
+    else if (what < 25 && m->shape->compress)
         co_write_compressed(b.off, b.len);
     else if (what < 50)
         co_write(b.off, b.len);
@@ -231,9 +265,9 @@ void save_file(const char *name, const unsigned char *data, uint64_t len)
 }
 
 /* The backing file, and what of it the disk shows. */
-static void make_backing(void)
+void model_make_backing(struct model *model)
 {
-    const struct shape *s = m->shape;
+    const struct shape *s = model->shape;
     CLEANUP(free) unsigned char *data = xmalloc(s->backing_size);
 
     for (uint64_t i = 0; i < s->backing_size; i++)
@@ -241,37 +275,51 @@ static void make_backing(void)
     save_file("base.raw", data, s->backing_size);
     if (s->backing == QCOW2_BACKING)
         must_run("qemu-img convert -f raw -O qcow2 base.raw base.qcow2");
-    memcpy(m->shadow, data, MIN(s->backing_size, s->size));
+    memcpy(model->shadow, data, MIN(s->backing_size, s->size));
 }
 
-static void co_make(void)
+void co_model_make(const struct shape *s, const char *name, const char *backing,
+                   const char *format)
 {
-    static const char *const names[] = { NULL, "base.raw", "base.qcow2" };
-    static const char *const formats[] = { NULL, "raw", "qcow2" };
-    const struct shape *s = m->shape;
     struct qcow2_create_opts o = {
         .size = s->size, .cluster_size = s->cluster, .version = s->version,
         .refcount_bits = s->refcount_bits, .extended_l2 = s->extended,
-        .compression = s->compression, .backing_file = names[s->backing],
-        .backing_format = formats[s->backing],
+        .compression = s->compression, .backing_file = backing, .backing_format = format,
     };
 
-    if (s->backing)
-        make_backing();
-    co_make_image("model.qcow2", &o);
-    expect_clean("model.qcow2", false);
+    if (!s->create)
+        co_make_image(name, &o);
+    else
+        must_run("qemu-img create -q -f qcow2 -o %s %s%s %s%s %s %" PRIu64, s->create,
+                 backing ? "-b " : "", backing ? backing : "", backing ? "-F " : "",
+                 backing ? format : "", name, s->size);
+    expect_clean(name, false);
+}
+
+void model_init(struct model *model, const struct shape *shape, uint64_t seed)
+{
+    uint64_t room = MAX(shape->room, shape->size);
+
+    *model = (struct model){
+        .shape = shape, .seed = seed, .first_seed = seed, .image = "model.qcow2",
+        .size = shape->size, .lenient = shape->extended && shape->compress,
+    };
+    m = model;
+    list_init(&model->busy);
+    waitq_init(&model->freed);
+    model->shadow = xzalloc(room);
+    model->touched = xzalloc(div_round_up(room, 512) + 1);
 }
 
 void co_model_init(struct model *model, const struct shape *shape, uint64_t seed)
 {
-    *model = (struct model){ .shape = shape, .seed = seed };
-    m = model;
-    list_init(&model->busy);
-    waitq_init(&model->freed);
-    model->shadow = xzalloc(shape->size);
-    model->touched = xzalloc(div_round_up(shape->size, 512) + 1);
-    co_make();
-    expect_clean("model.qcow2", false);
+    static const char *const names[] = { NULL, "base.raw", "base.qcow2" };
+    static const char *const formats[] = { NULL, "raw", "qcow2" };
+
+    model_init(model, shape, seed);
+    if (shape->backing)
+        model_make_backing(model);
+    co_model_make(shape, model->image, names[shape->backing], formats[shape->backing]);
 }
 
 void model_done(struct model *model)
@@ -295,14 +343,14 @@ void co_model_compare(struct model *model, const char *when)
 {
     CLEANUP(free) unsigned char *data = xmalloc(model->node->size);
 
-    assert_int_equal(model->node->size, model->shape->size);
+    assert_int_equal(model->node->size, model->size);
     assert_int_equal(co_node_pread(model->node, 0, model->node->size, data, 0), 0);
     compare(data, 0, model->node->size, when);
 }
 
 void model_judge(struct model *model)
 {
-    expect_clean("model.qcow2", false);
-    save_file("shadow.raw", model->shadow, model->shape->size);
-    expect_same("model.qcow2", "shadow.raw");
+    expect_clean(model->image, false);
+    save_file("shadow.raw", model->shadow, model->size);
+    expect_same(model->image, "shadow.raw");
 }

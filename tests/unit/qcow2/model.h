@@ -24,6 +24,9 @@ struct shape {
     bool compress;               /* some of the writes are compressed */
     enum qcow2_compression compression;
     bool snapshot;               /* the test has QEMU take one before it begins */
+    const char *create;          /* QEMU makes it, with these options; NULL: this driver */
+    bool resize;                 /* operations may change the size, up to room */
+    uint64_t room;               /* bytes of the shadow; 0: size */
 };
 
 /* Options that keep next to nothing in memory. */
@@ -34,7 +37,9 @@ struct shape {
 
 struct model {
     const struct shape *shape;
-    uint64_t seed;
+    const char *image;           /* its file in work_dir(); model.qcow2 unless the test says */
+    uint64_t size;               /* of the disk now */
+    uint64_t seed, first_seed;
     struct node *node;           /* the open image; the test opens and closes it */
     unsigned char *shadow;
     unsigned char *touched;      /* a byte for each 512: changed since the test cleared it */
@@ -42,12 +47,22 @@ struct model {
     unsigned char next_byte;
     struct list busy;            /* ranges of operations in flight */
     struct waitq freed;
+    bool resizing;               /* an operation does */
+    bool lenient;                /* parts of clusters need not read as zero after discards */
     bool may_fail;               /* operations may; the shadow does not count then */
     int failure;                 /* of the first that did */
 };
 
 /* Make model.qcow2 in work_dir(), empty, with its backing file. */
 void co_model_init(struct model *model, const struct shape *shape, uint64_t seed);
+/* The same without an image: the test makes it. */
+void model_init(struct model *model, const struct shape *shape, uint64_t seed);
+/* Its backing file as the shape says, and what of it the disk shows. */
+void model_make_backing(struct model *model);
+/* Make the image that the shape describes as @name, over @backing (NULL: none) of
+ * @format; nothing is done to the shadow. */
+void co_model_make(const struct shape *shape, const char *name, const char *backing,
+                   const char *format);
 void model_done(struct model *model);
 
 /* @ops random operations. */
@@ -56,6 +71,12 @@ void co_model_work(struct model *model, unsigned ops);
 void co_model_compare(struct model *model, const char *when);
 /* The closed image is sound, and QEMU reads the shadow from it. */
 void model_judge(struct model *model);
+/* QEMU and this driver say the same of the closed image: where data and holes are,
+ * in which layer, at which offset (judge_map.c). */
+void co_model_judge_map(struct model *model);
+/* QEMU has its turn with the closed image: @n random operations by qemu-io, on the
+ * shadow too (peer_turn.c). */
+void model_peer_turn(struct model *model, unsigned n);
 
 /* A file of these bytes in work_dir(). */
 void save_file(const char *name, const unsigned char *data, uint64_t len);
