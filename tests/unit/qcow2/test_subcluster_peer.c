@@ -158,7 +158,8 @@ static void co_compare_maps(struct model *m)
         co_compare_entry(m, n, entry, from, end);
     }
     assert_int_equal(end, m->shape->size);
-    co_model_compare(&(struct model){ .shape = m->shape, .node = n, .shadow = m->shadow }, "turn");
+    co_model_compare(&(struct model){ .shape = m->shape, .node = n, .shadow = m->shadow,
+                                      .size = m->size }, "turn");
     co_node_unref(n);
 }
 
