@@ -15,11 +15,11 @@
 
 static const struct shape shapes[] = {
     { "16k", 16384, 16, 3, 3 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 60,
-      .extended = true },
+      .extended = true, .compress = true },
     { "16k-over-qcow2", 16384, 1, 3, 3 * MiB + 1536, QCOW2_BACKING, 4 * MiB,
       ", 'discard': 'unmap'", 60, .extended = true },
     { "64k-over-shorter-raw", 65536, 16, 3, 6 * MiB, RAW_BACKING, 4 * MiB + 2560,
-      ", 'discard': 'unmap'", 60, .extended = true, .snapshot = true },
+      ", 'discard': 'unmap'", 60, .extended = true, .compress = true, .snapshot = true },
     { "64k-snapshot", 65536, 64, 3, 6 * MiB, NO_BACKING, 0, "", 60, .extended = true,
       .snapshot = true },
     { "2M-over-raw", 2 * MiB, 16, 3, 12 * MiB, RAW_BACKING, 9 * MiB, ", 'discard': 'unmap'", 30,
@@ -81,7 +81,7 @@ static void qemu_turn(struct model *m, bool first)
 {
     CLEANUP_STRBUF struct strbuf all = STRBUF_INIT;
 
-    if (first)
+    if (first && m->shape->compress)
         add_compressed(m, &all);
     for (int i = 0; i < QEMU_OPS; i++)
         add_command(m, &all);
