@@ -24,8 +24,7 @@ struct commit_command {
     struct cli_list image_dirs;
     struct err err;
 
-    struct progress progress;
-    struct interrupt interrupt;
+    struct watch watch;
     struct chain chain;
     unsigned base_index;
     struct node *top, *base;
@@ -126,7 +125,7 @@ static bool co_copy_down(struct commit_command *c)
 {
     const struct sweep sweep = {
         .co_find = co_find, .co_do = co_do, .arg = c, .to = node_size(c->top),
-        .progress = &c->progress, .interrupt = &c->interrupt,
+        .watch = &c->watch,
     };
     const char *base = c->chain.v[c->base_index].name;
     int r;
@@ -191,8 +190,8 @@ static int tell(struct commit_command *c, int r)
     const char *base = c->base_index ? c->chain.v[c->base_index].name : "";
     char buf[HUMAN_TEXT];
 
-    progress_clear(&c->progress);
-    if (r == -ECANCELED && c->interrupt.count) {
+    watch_end(&c->watch);
+    if (r == -ECANCELED && watch_cancelled(&c->watch)) {
         cli_failf("commit", "Cancelled. '%s' reads as before, and part of it is in '%s' already; "
                   "the same command goes on with it", c->name, base);
         return EXIT_CANCELLED;
@@ -217,8 +216,7 @@ int cmd_commit(int argc, char **argv)
           "commit into this one of the images that it stands on; all between are merged too, and "
           "it stands on BASE afterwards. The one right below unless given" },
         { "keep", 0, CLI_FLAG, &c.keep, NULL, "leave IMAGE as it is, do not empty it" },
-        { "progress", 0, CLI_CHOICE, &c.style, NULL,
-          "auto: a bar on a terminal, else plain lines", progress_styles },
+        CLI_PROGRESS(&c.style),
         CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },
     };
@@ -236,11 +234,10 @@ int cmd_commit(int argc, char **argv)
     if (!cli_parse(&command, argc, argv, &first, &status))
         return status;
     c.name = argv[first];
-    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) || !interrupt_init(&c.interrupt, &c.err))
+    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) ||
+        !watch_begin(&c.watch, c.style, c.name, &c.err))
         return cli_fail(command.name, &c.err);
-    progress_init(&c.progress, (enum progress_style)c.style, c.name, false, loop_now());
     status = tell(&c, offline_run(co_commit, &c, &c.err));
     chain_done(&c.chain);
-    interrupt_done(&c.interrupt);
     return status;
 }

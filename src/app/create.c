@@ -20,7 +20,9 @@ struct create_command {
     int format;                    /* enum image_format; -1: by the name */
     struct image_options o;        /* -o, and what the long options say */
     uint64_t size;                 /* bytes; UINT64_MAX: the backing file's */
+    int style;                     /* of progress */
     bool force, created;
+    struct watch watch;
     struct err err;
 
     /* The long options, before they are put into .o. */
@@ -94,7 +96,8 @@ static bool co_make_raw(struct create_command *c, struct node *file)
                        c->path);
     /* Cut first, so that no old content is left. */
     return co_node_resize(file, 0, &c->err) && co_node_resize(file, c->size, &c->err) &&
-           co_preallocate(file, 0, c->size, (enum image_prealloc)c->o.preallocation, &c->err);
+           co_preallocate(file, 0, c->size, (enum image_prealloc)c->o.preallocation, &c->watch,
+                          &c->err);
 }
 
 static bool co_make_qcow2(struct create_command *c, struct node *file)
@@ -115,7 +118,8 @@ static bool co_preallocate_qcow2(struct create_command *c)
     if (c->o.preallocation == PREALLOC_OFF)
         return true;
     n = co_node_open_file(&o, &c->err);
-    ok = n && co_preallocate(n, 0, node_size(n), (enum image_prealloc)c->o.preallocation, &c->err);
+    ok = n && co_preallocate(n, 0, node_size(n), (enum image_prealloc)c->o.preallocation,
+                             &c->watch, &c->err);
     co_node_unref(n);
     return ok;
 }
@@ -259,11 +263,20 @@ static bool settle_backing_format(struct create_command *c)
 static int run(struct create_command *c)
 {
     char buf[HUMAN_TEXT];
-    int status = check_options(c);
+    int status = check_options(c), r;
 
     if (status >= 0)
         return status;
-    if (!settle_backing_format(c) || offline_run(co_create, c, &c->err) < 0)
+    if (!settle_backing_format(c) || !watch_begin(&c->watch, c->style, c->path, &c->err))
+        return cli_fail("create", &c->err);
+    r = offline_run(co_create, c, &c->err);
+    watch_end(&c->watch);
+    if (r == -ECANCELED && watch_cancelled(&c->watch)) {
+        cli_failf("create", "Cancelled. %s", c->created ? "Nothing is left of it"
+                                                         : "What was there is lost");
+        return EXIT_CANCELLED;
+    }
+    if (r < 0)
         return cli_fail("create", &c->err);
     printf("%s: %s, %s\n", c->path, image_formats[c->format], human_size(c->size, buf));
     return cli_end_output("create");
@@ -291,6 +304,7 @@ int cmd_create(int argc, char **argv)
         { "preallocation", 0, CLI_CHOICE, &c.preallocation, NULL,
           "what gets its space now", image_preallocs },
         CLI_IMAGE_OPTIONS(&c.given),
+        CLI_PROGRESS(&c.style),
         { "force", 0, CLI_FLAG, &c.force, NULL, "overwrite what is there" },
         { 0 },
     };

@@ -8,7 +8,8 @@
 #include "base/mem.h"
 #include "drivers/qcow2/create.h"
 
-#define STEP (1024 * MiB)
+/* What is done between two looks at Ctrl-C. */
+#define STEP (64 * MiB)
 #define FULL_STEP (2 * MiB)
 
 static int co_write_zeros(struct node *n, uint64_t off, uint64_t len)
@@ -21,17 +22,6 @@ static int co_write_zeros(struct node *n, uint64_t off, uint64_t len)
     for (uint64_t done = 0, step; r == 0 && done < len; done += step) {
         step = MIN(len - done, (uint64_t)FULL_STEP);
         r = co_node_pwrite(n, off + done, step, zeros, REQ_BULK);
-    }
-    return r;
-}
-
-static int co_reserve(struct node *n, uint64_t off, uint64_t len)
-{
-    int r = 0;
-
-    for (uint64_t done = 0, step; r == 0 && done < len; done += step) {
-        step = MIN(len - done, (uint64_t)STEP);
-        r = co_node_write_zeroes(n, off + done, step, REQ_BULK);
     }
     return r;
 }
@@ -59,15 +49,31 @@ bool preallocation_possible(struct node *n, enum image_prealloc how, struct err 
     return true;
 }
 
-bool co_preallocate(struct node *n, uint64_t off, uint64_t len, enum image_prealloc how,
+static bool co_step(struct node *n, uint64_t off, uint64_t len, enum image_prealloc how,
                     struct err *err)
 {
-    int r = 0;
+    int r;
 
-    if (how == PREALLOC_OFF || !preallocation_possible(n, how, err))
-        return how == PREALLOC_OFF;
     if (is_qcow2(n))
         return co_qcow2_preallocate(n, off, len, (enum qcow2_prealloc)how, err);
-    r = (how == PREALLOC_FALLOC ? co_reserve : co_write_zeros)(n, off, len);
+    r = how == PREALLOC_FALLOC ? co_node_write_zeroes(n, off, len, REQ_BULK)
+                               : co_write_zeros(n, off, len);
     return r == 0 || err_errno(err, r, "Cannot give the image its space");
+}
+
+bool co_preallocate(struct node *n, uint64_t off, uint64_t len, enum image_prealloc how,
+                    struct watch *watch, struct err *err)
+{
+    if (how == PREALLOC_OFF)
+        return true;
+    if (!preallocation_possible(n, how, err))
+        return false;
+    for (uint64_t done = 0, step; done < len; done += step) {
+        step = MIN(len - done, how == PREALLOC_FULL ? STEP : 16 * STEP);
+        if (!watch_step(watch, done, len))
+            return err_set(err, -ECANCELED, "cancelled");
+        if (!co_step(n, off + done, step, how, err))
+            return false;
+    }
+    return true;
 }

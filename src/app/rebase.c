@@ -28,8 +28,7 @@ struct rebase_command {
     struct cli_list image_dirs;
     struct err err;
 
-    struct progress progress;
-    struct interrupt interrupt;
+    struct watch watch;
     char *path;                  /* of the new backing file; NULL: none */
     uint64_t unit;               /* bytes that the overlay has or has not: a (sub)cluster */
     struct node *overlay, *new;  /* references; new NULL: none */
@@ -336,7 +335,7 @@ static bool co_copy(struct rebase_command *c)
 {
     struct sweep sweep = {
         .co_find = co_find, .co_do = co_do, .arg = c, .to = node_size(c->overlay),
-        .progress = &c->progress, .interrupt = &c->interrupt,
+        .watch = &c->watch,
     };
     uint64_t end = end_of_old(c);
     int r = co_sweep(&sweep);
@@ -408,8 +407,8 @@ static int tell(struct rebase_command *c, int r)
 {
     char buf[HUMAN_TEXT];
 
-    progress_clear(&c->progress);
-    if (r == -ECANCELED && c->interrupt.count) {
+    watch_end(&c->watch);
+    if (r == -ECANCELED && watch_cancelled(&c->watch)) {
         cli_failf("rebase", "Cancelled. '%s' reads as before and stands on what it stood on; the "
                   "same command goes on with it", c->name);
         return EXIT_CANCELLED;
@@ -434,8 +433,7 @@ int cmd_rebase(int argc, char **argv)
         { "format", 'f', CLI_TEXT, &c.format, "FORMAT", "of IMAGE: qcow2" },
         { "unsafe", 'u', CLI_FLAG, &c.unsafe, NULL,
           "only write the name into IMAGE: for a backing file that was moved or renamed" },
-        { "progress", 0, CLI_CHOICE, &c.style, NULL,
-          "auto: a bar on a terminal, else plain lines", progress_styles },
+        CLI_PROGRESS(&c.style),
         CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },
     };
@@ -455,13 +453,10 @@ int cmd_rebase(int argc, char **argv)
     c.name = argv[first];
     status = settle(&c);
     if (status < 0 && (!cli_allow_image_dirs(&c.image_dirs, &c.err) ||
-                       !interrupt_init(&c.interrupt, &c.err)))
+                       !watch_begin(&c.watch, c.style, c.name, &c.err)))
         status = cli_fail(command.name, &c.err);
-    if (status < 0) {
-        progress_init(&c.progress, (enum progress_style)c.style, c.name, false, loop_now());
+    if (status < 0)
         status = tell(&c, offline_run(co_rebase, &c, &c.err));
-        interrupt_done(&c.interrupt);
-    }
     free(c.path);
     return status;
 }

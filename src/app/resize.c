@@ -19,6 +19,9 @@ struct resize_command {
     char sign;                   /* '+', '-', or 0: the size itself */
     uint64_t amount;             /* bytes */
     uint64_t before, after;
+    bool left_larger;            /* it did not get its space, and is larger all the same */
+    int style;                   /* of progress */
+    struct watch watch;
     struct cli_list image_dirs;
     struct err err;
 };
@@ -65,11 +68,11 @@ static bool co_change(struct resize_command *c, struct node *n)
 
     if (!preallocation_possible(n, how, &c->err) || !co_node_resize(n, c->after, &c->err))
         return false;
-    if (co_preallocate(n, c->before, c->after > c->before ? c->after - c->before : 0, how, &c->err))
+    if (co_preallocate(n, c->before, c->after > c->before ? c->after - c->before : 0, how,
+                       &c->watch, &c->err))
         return true;
     /* Not what was asked for: as it was before. */
-    if (!co_node_resize(n, c->before, NULL))
-        err_prefix(&c->err, "'%s' is larger now, but not all of it has its space: ", c->name);
+    c->left_larger = !co_node_resize(n, c->before, NULL);
     return false;
 }
 
@@ -98,6 +101,12 @@ static int co_resize(void *arg)
     return ok ? 0 : c->err.code;
 }
 
+static const char *what_is_left(const struct resize_command *c)
+{
+    return c->left_larger ? "is larger, but not all that was added has its space"
+                          : "is as large as it was";
+}
+
 /* "-5G" is a size and no option: take it out of @argv. NULL: there is none. */
 static const char *take_negative_size(int *argc, char **argv)
 {
@@ -123,6 +132,7 @@ int cmd_resize(int argc, char **argv)
           "make it smaller, though what lies behind the new end is lost" },
         { "preallocation", 0, CLI_CHOICE, &c.preallocation, NULL,
           "what is added gets its space now", image_preallocs },
+        CLI_PROGRESS(&c.style),
         CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },
     };
@@ -146,7 +156,18 @@ int cmd_resize(int argc, char **argv)
     c.name = argv[first];
     if (!parse_size(&c, size ? size : argv[first + 1]))
         return cli_misuse(command.name, "SIZE: %s", c.err.text);
-    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) || offline_run(co_resize, &c, &c.err) < 0)
+    if (!cli_allow_image_dirs(&c.image_dirs, &c.err) ||
+        !watch_begin(&c.watch, c.style, c.name, &c.err))
+        return cli_fail(command.name, &c.err);
+    status = offline_run(co_resize, &c, &c.err);
+    watch_end(&c.watch);
+    if (status == -ECANCELED && watch_cancelled(&c.watch)) {
+        cli_failf(command.name, "Cancelled. '%s' %s", c.name, what_is_left(&c));
+        return EXIT_CANCELLED;
+    }
+    if (status < 0 && c.left_larger)
+        return cli_failf(command.name, "%s. '%s' %s", c.err.text, c.name, what_is_left(&c));
+    if (status < 0)
         return cli_fail(command.name, &c.err);
     printf("%s: %s, it was %s\n", c.name, human_size(c.after, after),
            human_size(c.before, before));

@@ -27,27 +27,14 @@ static void fail(struct sweeping *w, int r)
     w->over = true;
 }
 
-/* Between two pieces: whether to go on. */
-static void look_around(struct sweeping *w)
-{
-    const struct sweep *s = w->s;
-    struct progress_state state = { .current = MIN(w->next, s->to), .total = s->to };
-    uint64_t now = loop_now();
-
-    interrupt_take(s->interrupt);
-    if (s->interrupt->count)
-        fail(w, -ECANCELED);
-    if (now >= s->progress->next)
-        progress_update(s->progress, &state, now);
-}
-
 static bool co_take(struct sweeping *w, struct sweep_piece *p)
 {
     bool taken = false;
     int r;
 
     co_mutex_lock(&w->finding);
-    look_around(w);
+    if (!watch_step(w->s->watch, MIN(w->next, w->s->to), w->s->to))
+        fail(w, -ECANCELED);
     if (!w->over) {
         r = w->s->co_find(w->s->arg, w->next, p);
         if (r < 0)

@@ -8,8 +8,7 @@
 #ifndef APP_SWEEP_H
 #define APP_SWEEP_H
 
-#include "app/interrupt.h"
-#include "app/progress.h"
+#include "app/watch.h"
 
 #define SWEEP_PIECE (2 * MiB)
 #define SWEEP_BUFFERS 2
@@ -27,8 +26,7 @@ struct sweep {
     int (*co_do)(void *arg, const struct sweep_piece *p);
     void *arg;
     uint64_t from, to;                   /* bytes of the disk; for progress */
-    struct progress *progress;
-    struct interrupt *interrupt;
+    struct watch *watch;
 };
 
 /* 0, or -errno of what failed first; -ECANCELED: Ctrl-C. Nothing is under way any more

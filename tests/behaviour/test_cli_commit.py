@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from cli import MiB, fails, held_open, make_image
+from cli import MiB, fails, held_open, leaks_at_worst, make_image
 from stillpoint import BINARY, poll_until, qemu_img, run, stillpoint
 
 
@@ -179,6 +179,31 @@ def test_commit_keeps_off_images_in_use(chain, tmp_path):
         with held_open(image):
             assert "is open in another process" in fails("commit", chain)
     assert {n: open(tmp_path / n, "rb").read() for n in os.listdir(tmp_path)} == contents
+
+
+def test_commit_killed_at_any_moment(tmp_path):
+    """kill -9: the overlay reads the same, and the same command goes on with it."""
+    rnd = random.Random(7)
+    base = make_image(tmp_path / "base.qcow2", 40 * MiB, writes=["write -P 1 0 20M"])
+    mid = make_image(tmp_path / "mid.qcow2", 64 * MiB, backing=base,
+                     writes=["write -P 2 10M 30M", "write -z 1M 1M"])
+    top = make_image(tmp_path / "top.qcow2", 64 * MiB, backing=mid, writes=["write -P 3 5M 20M"])
+    before = flat(top, tmp_path / "before.raw")
+    command = [BINARY, "commit", top, "--base", base]
+    for _ in range(6):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as p:
+            try:
+                p.wait(rnd.uniform(0, .3))
+            except subprocess.TimeoutExpired:
+                p.kill()
+        for image in (top, base):
+            leaks_at_worst(image)
+        qemu_img("compare", top, before)
+        if p.returncode == 0:
+            break
+    stillpoint("commit", top)
+    qemu_img("compare", top, before)
+    qemu_img("compare", base, before)
 
 
 def test_commit_cancelled_leaves_both_valid(work):

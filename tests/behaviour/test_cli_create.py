@@ -2,10 +2,12 @@
 """create, with qemu-img as the judge of what it makes."""
 import json
 import os
+import signal
+import subprocess
 
 import pytest
 from cli import MiB, fails, held_open, info_of, make_image
-from stillpoint import qemu_img, run, stillpoint
+from stillpoint import BINARY, poll_until, qemu_img, run, stillpoint
 
 
 # ---- create ------------------------------------------------------------------------------------
@@ -156,6 +158,21 @@ def test_create_a_raw_image_that_has_its_space(how, size, tmp_path):
     image.write_bytes(b"x" * 100000)
     stillpoint("create", "--force", image, size, "-o", f"preallocation={how}")
     assert image.read_bytes() == bytes(size) and os.stat(image).st_blocks * 512 >= size
+
+
+@pytest.mark.parametrize("name", ["a.raw", "a.qcow2"])
+def test_create_cancelled_leaves_nothing(name, work):
+    """Ctrl-C while the space is written."""
+    image = os.path.join(work, name)
+    with subprocess.Popen([BINARY, "create", image, "400G", "--preallocation", "full"], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        poll_until("the writing", lambda: p.poll() is not None or
+                   (os.path.exists(image) and os.stat(image).st_blocks > 16384))
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate()
+    assert p.returncode == 130, (out, err)
+    assert "Nothing is left of it" in err
+    assert os.listdir(work) == []
 
 
 @pytest.mark.parametrize("how", ["metadata", "falloc", "full"])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import pytest
-from cli import MiB, fails, held_open, make_image
+from cli import MiB, fails, held_open, leaks_at_worst, make_image
 from stillpoint import BINARY, poll_until, qemu_img, run, stillpoint
 
 
@@ -186,6 +186,30 @@ def test_rebase_keeps_off_an_image_in_use(chain, tmp_path):
         assert "is open in another process" in fails("rebase", chain, "-b", "base.raw")
         assert "is open in another process" in fails("rebase", chain, "-u", "-b", "base.raw")
     assert backing_of(chain)[0].endswith("mid.qcow2")
+
+
+def test_rebase_killed_at_any_moment(tmp_path):
+    """kill -9: the overlay reads the same, and the same command goes on with it."""
+    rnd = random.Random(5)
+    make_image(tmp_path / "old.raw", 64 * MiB, writes=["write -P 1 0 40M", "write -P 2 50M 5M"])
+    make_image(tmp_path / "new.raw", 80 * MiB, writes=["write -P 3 1M 79M"])
+    top = make_image(tmp_path / "top.qcow2", 72 * MiB, backing=tmp_path / "old.raw",
+                     writes=["write -P 4 10M 1M"])
+    before = flat(top, tmp_path / "before.raw")
+    command = [BINARY, "rebase", top, "-b", "new.raw"]
+    for _ in range(6):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as p:
+            try:
+                p.wait(rnd.uniform(0, .3))
+            except subprocess.TimeoutExpired:
+                p.kill()
+        leaks_at_worst(top)
+        qemu_img("compare", top, before)
+        if p.returncode == 0:
+            break
+    stillpoint(*command[1:])
+    qemu_img("compare", top, before)
+    assert backing_of(top)[0] == "new.raw"
 
 
 def test_rebase_cancelled_leaves_the_image_as_it_was(work):
