@@ -96,14 +96,13 @@
 /* Internal snapshots of one image, as QEMU. */
 #define LIMIT_QCOW2_SNAPSHOTS 65536
 
-/* Bytes of the snapshot table, and of an entry's data that is not known here: as
- * QEMU. */
-#define LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES (64 * MiB)
-#define LIMIT_QCOW2_SNAPSHOT_EXTRA 1024U
-
 /* Bytes of L1 tables of snapshots that are read when an image is opened for writing, to
  * know where their L2 tables are. Tables beyond that are guarded by refcounts alone. */
 #define LIMIT_QCOW2_SNAPSHOT_L1_BYTES (16 * MiB)
+
+/* Entries of a bitmap's table: what LIMIT_QCOW2_BITMAP_BYTES need in the smallest
+ * clusters. */
+#define LIMIT_QCOW2_BITMAP_TABLE_ENTRIES (1U << 20)
 
 /* Memory for the metadata caches of one image, bytes, whatever options say. */
 #define LIMIT_QCOW2_CACHE_BYTES (1 * GiB)

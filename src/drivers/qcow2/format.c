@@ -147,6 +147,18 @@ static bool parse_backing_format(const uint8_t *p, uint32_t bytes, struct qcow2_
     return true;
 }
 
+static void parse_bitmap_ext(const uint8_t *p, uint32_t at, uint32_t bytes,
+                             struct qcow2_bitmap_ext *x)
+{
+    *x = (struct qcow2_bitmap_ext){ .at = at, .bytes = bytes };
+    if (bytes != QCOW2_BITMAP_EXT_BYTES)
+        return;
+    x->n = load_be32(p);
+    x->reserved = load_be32(p + 4);
+    x->dir_bytes = load_be64(p + 8);
+    x->dir_off = load_be64(p + 16);
+}
+
 /* They fill [header_bytes, end) up to the end mark, or to @end without one. */
 static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header *h,
                              struct extensions *x, struct err *err)
@@ -168,6 +180,8 @@ static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header
             x->names = buf + at;
             x->names_bytes = bytes;
         }
+        if (type == QCOW2_EXT_BITMAPS)
+            parse_bitmap_ext(buf + at, (uint32_t)at, bytes, &h->bitmaps);
         x->crypto |= type == QCOW2_EXT_CRYPTO;
         at += align_up(bytes, 8);
     }

@@ -33,6 +33,7 @@
 #define QCOW2_INCOMPAT_KNOWN \
     (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION | \
      QCOW2_INCOMPAT_EXTL2)
+#define QCOW2_AUTOCLEAR_BITMAPS (1ULL << 0)      /* the bitmaps extension is up to date */
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (1ULL << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS (1ULL << 0)
 #define QCOW2_AUTOCLEAR_RAW_DATA (1ULL << 1)
@@ -46,6 +47,16 @@ enum {
     QCOW2_FIELD_REFTABLE = 48,       /* u64 offset, u32 clusters */
     QCOW2_FIELD_INCOMPATIBLE = 72,
     QCOW2_FIELD_AUTOCLEAR = 88,
+};
+
+/* The bitmaps extension as it is, before qcow2_bitmap_ext_check (bitmaps_format.h). */
+#define QCOW2_BITMAP_EXT_BYTES 24
+#define QCOW2_BITMAP_FLAGS_AT 12         /* in an entry of the directory */
+struct qcow2_bitmap_ext {
+    uint32_t at;                     /* of its data in the first cluster; 0: there is none */
+    uint32_t bytes;
+    uint32_t n, reserved;
+    uint64_t dir_bytes, dir_off;
 };
 
 struct qcow2_header {
@@ -62,6 +73,7 @@ struct qcow2_header {
     uint32_t refcount_order;         /* a refcount has 1 << order bits */
     uint32_t header_bytes;
     uint8_t compression;             /* enum qcow2_compression */
+    struct qcow2_bitmap_ext bitmaps;
     bool has_backing;
     char backing_file[QCOW2_BACKING_FILE_MAX + 1];
     char backing_format[QCOW2_BACKING_FORMAT_MAX + 1];   /* empty: not said */

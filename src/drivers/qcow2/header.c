@@ -79,27 +79,61 @@ int co_qcow2_mark_clean(struct qcow2 *s)
     return co_write_incompatible(s, s->header.incompatible & ~QCOW2_INCOMPAT_DIRTY);
 }
 
-int co_qcow2_begin_write(struct qcow2 *s)
+/* Under sync_lock. I-Q6: what we do not keep up to date is off, on the disk, before
+ * anything else is changed. */
+static int co_make_ready(struct qcow2 *s)
 {
+    uint64_t keep = s->bitmaps.n ? s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS : 0;
     int r = 0;
 
-    if (LIKELY(s->write_ready))
+    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return -EIO;
+    if (s->write_ready)
         return 0;
-    co_mutex_lock(&s->sync_lock);
-    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
-        r = -EIO;
-    } else if (s->header.autoclear) {
-        /* I-Q6: on disk before anything else is changed. */
-        r = co_write_u64_field(s, QCOW2_FIELD_AUTOCLEAR, 0);
+    if (s->header.autoclear != keep) {
+        r = co_write_u64_field(s, QCOW2_FIELD_AUTOCLEAR, keep);
         if (r == 0)
             r = co_qcow2_flush_file(s);
-        if (r == 0)
-            s->header.autoclear = 0;
+        if (r < 0)
+            return r;
+        s->header.autoclear = keep;
     }
-    if (r == 0)
-        s->write_ready = true;
+    s->write_ready = true;
+    return 0;
+}
+
+int co_qcow2_begin_metadata(struct qcow2 *s)
+{
+    int r;
+
+    co_mutex_lock(&s->sync_lock);
+    r = co_make_ready(s);
     co_mutex_unlock(&s->sync_lock);
     return r;
+}
+
+/* I-Q12: bitmaps that see every write are out of date from now on. */
+static int co_outdate_enabled(struct qcow2 *s)
+{
+    int r = co_qcow2_bitmaps_mark(s, false);
+
+    return r == 0 && s->bitmaps.n ? co_qcow2_flush_file(s) : r;
+}
+
+int co_qcow2_begin_write(struct qcow2 *s)
+{
+    int r;
+
+    if (LIKELY(s->write_ready && s->outdated))
+        return 0;
+    co_mutex_lock(&s->sync_lock);
+    r = co_make_ready(s);
+    if (r == 0 && !s->outdated)
+        r = co_outdate_enabled(s);
+    if (r == 0)
+        s->outdated = true;
+    co_mutex_unlock(&s->sync_lock);
+    return r < 0 ? r : co_qcow2_drop_stale_bitmaps(s);
 }
 
 int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters)
@@ -236,7 +270,7 @@ bool co_qcow2_rename_backing(struct node *n, const char *file, const char *forma
     assert(n->drv == &qcow2_driver);
     if (n->read_only)
         return err_set(err, -EROFS, "Node '%s' is read-only", n->name);
-    r = co_qcow2_begin_write(n->state);
+    r = co_qcow2_begin_metadata(n->state);
     if (r < 0)
         return err_errno(err, r, "could not write to the image");
     return co_qcow2_rewrite_header(n->state, &c, err);
@@ -260,7 +294,8 @@ bool qcow2_is_metadata(const struct qcow2 *s, uint64_t host, uint64_t len)
         return true;
     for (uint64_t c = host >> s->geo.cluster_bits; c <= last; c++) {
         if (UNLIKELY(qcow2_metaset_has(&s->meta, c) ||
-                     (s->inactive.n && qcow2_metaset_has(&s->inactive, c))))
+                     (s->inactive.n && qcow2_metaset_has(&s->inactive, c)) ||
+                     (s->bitmap_meta.n && qcow2_metaset_has(&s->bitmap_meta, c))))
             return true;
     }
     return false;

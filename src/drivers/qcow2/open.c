@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
+#include "drivers/qcow2/bitmaps.h"
 #include "drivers/qcow2/qcow2.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -102,6 +103,18 @@ static bool map_metadata(struct qcow2 *s, struct err *err)
     return true;
 }
 
+/* A bitmap directory that is not one is like none: with the first write it will be
+ * said so. */
+static bool co_load_bitmaps(struct qcow2 *s, struct err *err)
+{
+    struct err why = ERR_INIT;
+
+    if (co_qcow2_load_bitmaps(s, &why) || s->node->read_only || why.code == -EINVAL ||
+        why.code == -EFBIG)
+        return true;
+    return err_set(err, why.code, "%s", why.text);
+}
+
 /* What the header names; the caches are empty. */
 static bool co_load_tables(struct qcow2 *s, struct err *err)
 {
@@ -143,7 +156,7 @@ static bool co_load_metadata(struct qcow2 *s, const struct qcow2_options *o, str
                            &s->cache_sizes, err) ||
         !co_load_tables(s, err))
         return false;
-    return s->node->read_only || co_qcow2_guard_snapshots(s, err);
+    return (s->node->read_only || co_qcow2_guard_snapshots(s, err)) && co_load_bitmaps(s, err);
 }
 
 static void free_tables(struct qcow2 *s)
@@ -225,6 +238,8 @@ static void set_geometry(struct qcow2 *s)
 static void free_state(struct qcow2 *s)
 {
     free_tables(s);
+    qcow2_bitmap_dir_done(&s->bitmaps);
+    qcow2_metaset_done(&s->bitmap_meta);
     qcow2_unpacker_free(s->unpacker);
     qcow2_packers_free(s);
     free(s->dropped.v);
@@ -356,6 +371,8 @@ static json_t *qcow2_format_info(struct node *n)
     if (h->version >= 3) {
         json_object_set_new(data, "lazy-refcounts",
                             json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS));
+        if (qcow2_bitmaps_count(n))
+            json_object_set_new(data, "bitmaps", qcow2_bitmaps_list(n));
         json_object_set_new(data, "corrupt",
                             json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT));
         json_object_set_new(data, "extended-l2", json_boolean(s->geo.extended));

@@ -15,6 +15,7 @@
 #define QCOW2_QCOW2_H
 
 #include "block/driver.h"
+#include "drivers/qcow2/bitmaps_format.h"
 #include "drivers/qcow2/cache.h"
 #include "drivers/qcow2/format.h"
 #include "drivers/qcow2/metaset.h"
@@ -55,6 +56,7 @@ struct qcow2 {
     bool names_backing;          /* it names a backing file, open or not */
     struct co_mutex header_lock; /* one write to the first cluster at a time */
     bool write_ready;            /* writing is allowed, and the header fit for it */
+    bool outdated;               /* enabled bitmaps are marked in_use */
     bool wrote;                  /* something was allocated since opening */
     bool lazy;                   /* refcounts are written on closing (I-Q10) */
 
@@ -67,6 +69,8 @@ struct qcow2 {
     /* snapshot.c, retree.c */
     struct qcow2_snapshots snapshots;
     struct qcow2_metaset inactive;   /* clusters of the snapshots' L1 and L2 tables */
+    struct qcow2_bitmap_dir bitmaps; /* empty unless they belong to the content (bitmaps.c) */
+    struct qcow2_metaset bitmap_meta;    /* clusters of their directory and tables */
     bool retreeing;              /* the refcount table may not become longer */
 
     /* refcount.c: no cluster below free_hint is free; from fresh_from on nothing
@@ -135,8 +139,10 @@ void co_qcow2_host_trim(struct qcow2 *s);
 
 /* ---- header.c ------------------------------------------------------------ */
 
-/* Before the first write: clear the autoclear features, which we do not keep up
- * to date. 0 when writing is allowed; -EIO for a corrupt image. */
+/* Before the first write of metadata: clear the autoclear features that we do not
+ * keep up to date. 0 when writing is allowed; -EIO for a corrupt image. */
+MUST_CHECK int co_qcow2_begin_metadata(struct qcow2 *s);
+/* The same before the guest's content changes: enabled bitmaps are marked in_use. */
 MUST_CHECK int co_qcow2_begin_write(struct qcow2 *s);
 /* Stop writing, and set the corrupt bit in the file (version 3). Always -EIO. */
 MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s);
@@ -214,6 +220,21 @@ MUST_CHECK bool co_qcow2_guard_snapshots(struct qcow2 *s, struct err *err);
 MUST_CHECK bool qcow2_enter_snapshot(struct qcow2 *s, const char *which, struct err *err);
 /* Read the L1 table of a snapshot, in host order. free() it. */
 MUST_CHECK int co_qcow2_read_l1(struct qcow2 *s, uint64_t off, uint32_t n, uint64_t **ret);
+
+/* ---- bitmaps.c, bitmaps_store.c ------------------------------------------ */
+
+/* Read the bitmap directory, if there is one that is up to date. */
+MUST_CHECK bool co_qcow2_load_bitmaps(struct qcow2 *s, struct err *err);
+/* Note where bitmaps' tables are, for the overlap check. -ENOMEM. */
+MUST_CHECK int qcow2_guard_bitmaps(struct qcow2 *s);
+/* Mark bitmaps in_use on the disk: those that are enabled, or all. Not flushed. */
+MUST_CHECK int co_qcow2_bitmaps_mark(struct qcow2 *s, bool all);
+/* All of them, flushed: the disk's size changes. */
+MUST_CHECK int co_qcow2_bitmaps_outdate(struct qcow2 *s);
+/* Take an extension out of the header that does not belong to the content. */
+MUST_CHECK int co_qcow2_drop_stale_bitmaps(struct qcow2 *s);
+MUST_CHECK int co_qcow2_read_bitmap_table(struct qcow2 *s, const struct qcow2_bitmap_entry *e,
+                                          uint64_t **ret);
 
 /* ---- open.c -------------------------------------------------------------- */
 

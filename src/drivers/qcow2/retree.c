@@ -111,7 +111,7 @@ static int co_come_to_rest(struct qcow2 *s)
 
 bool co_qcow2_retree_begin(struct qcow2 *s, struct qcow2_retree *t, struct err *err)
 {
-    int r = co_qcow2_begin_write(s);
+    int r = co_qcow2_begin_metadata(s);
 
     t->s = s;
     t->trees = (struct qcow2_trees){ .size = t->size, .l1_entries = t->l1_entries,

@@ -209,6 +209,11 @@ bool co_qcow2_snapshot_apply(struct node *n, const char *which, struct err *err)
     /* What is behind the disk's end is the state of a virtual machine: not the disk's. */
     memcpy(l1, all, MIN(t.l1_entries, sn->l1_entries) * sizeof(*l1));
     t.l1 = l1;
+    r = co_qcow2_begin_write(s);
+    if (r == 0 && size != s->header.size)
+        r = co_qcow2_bitmaps_outdate(s);
+    if (r < 0)
+        return err_errno(err, r, "could not write to the image");
     if (!co_qcow2_retree_begin(s, &t, err))
         return false;
     if (!co_qcow2_retree_refer(&t, l1, t.l1_entries, false, err) ||

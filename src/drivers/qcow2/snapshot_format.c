@@ -22,7 +22,7 @@ static struct shape entry_shape(const uint8_t *p)
     struct shape s = { .id = load_be16(p + 12), .name = load_be16(p + 14),
                        .extra = load_be32(p + 36) };
 
-    s.total = (uint32_t)align_up(ENTRY_BYTES + MIN(s.extra, LIMIT_QCOW2_SNAPSHOT_EXTRA) +
+    s.total = (uint32_t)align_up(ENTRY_BYTES + MIN(s.extra, LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES) +
                                  (uint64_t)s.id + s.name, 8);
     return s;
 }
@@ -42,10 +42,10 @@ static bool measure(const uint8_t *p, uint64_t len, uint32_t n, uint64_t *ret_by
 
         struct shape s = entry_shape(p + at);
 
-        if (s.extra > LIMIT_QCOW2_SNAPSHOT_EXTRA)
+        if (s.extra > LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES)
             return err_set(err, -EFBIG, "entry %" PRIu32 " of the snapshot table has %" PRIu32
                            " bytes of extra data, more than the %u supported", i, s.extra,
-                           LIMIT_QCOW2_SNAPSHOT_EXTRA);
+                           LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES);
         at += s.total;
         texts += s.id + 1U + s.name + 1U;
     }
