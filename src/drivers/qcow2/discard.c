@@ -338,10 +338,14 @@ int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
     return co_zero(s, &z, off, len, 0);
 }
 
-int co_qcow2_forget_all(struct qcow2 *s)
+int co_qcow2_forget_clusters(struct qcow2 *s, uint64_t first, uint64_t n)
 {
     struct zeroing z = { .unmap = true, .punch = s->pass_discard_request, .forget = true };
-    uint64_t clusters = div_round_up(s->node->size, s->cluster_size);
 
-    return co_zero_units(s, &z, 0, clusters << units_bits(s));
+    return co_zero_units(s, &z, first << units_bits(s), n << units_bits(s));
+}
+
+int co_qcow2_forget_all(struct qcow2 *s)
+{
+    return co_qcow2_forget_clusters(s, 0, div_round_up(s->node->size, s->cluster_size));
 }

@@ -389,12 +389,22 @@ extern const uint8_t qcow2_zeros[QCOW2_ZEROS_BYTES];
 
 /* Make what the guest reads in [off, off+len) zero, where no backing file may show. */
 MUST_CHECK int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len);
+/* Make @n guest clusters from @first as if they were never written, behind the end of
+ * the disk too. */
+MUST_CHECK int co_qcow2_forget_clusters(struct qcow2 *s, uint64_t first, uint64_t n);
 /* Make the whole disk as if nothing had ever been written to it. */
 MUST_CHECK int co_qcow2_forget_all(struct qcow2 *s);
 
 /* ---- resize.c ------------------------------------------------------------ */
 
 bool co_qcow2_resize(struct node *n, uint64_t size, struct err *err);
+/* Bring all metadata to the disk, and then the new size. */
+MUST_CHECK int co_qcow2_set_size(struct qcow2 *s, uint64_t size);
+
+/* ---- shrink.c ------------------------------------------------------------ */
+
+/* Make the disk smaller. After a failure it has the old or the new size. */
+MUST_CHECK int co_qcow2_shrink(struct qcow2 *s, uint64_t size);
 
 /* ---- sync.c -------------------------------------------------------------- */
 

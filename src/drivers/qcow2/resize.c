@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Growing the virtual disk. What comes into sight must read as zero: the rest of
- * the old last cluster, what the L2 table of the old end maps behind it, and what
- * a longer backing file has there. The new size is written last, when the disk
- * behind the old end is sound (I-Q7).
+ * Another size for the virtual disk; making it smaller is in shrink.c. What growing
+ * brings into sight must read as zero: the rest of the old last cluster, what the L2
+ * table of the old end maps behind it, and what a longer backing file has there. The
+ * new size is written last, when the disk behind the old end is sound (I-Q7).
  */
 #include "base/limits.h"
 #include "drivers/qcow2/qcow2.h"
@@ -96,8 +96,8 @@ static int co_zero_revealed(struct qcow2 *s, uint64_t old, uint64_t size)
     struct node *b = qcow2_backing(s);
     int r;
 
-    if (b)
-        end = MIN(MAX(end, node_size(b)), size);
+    if (b)      /* to the end of a table: it may map clusters behind the backing file's end */
+        end = MIN(align_up(MAX(end, node_size(b)), per_table), size);
     r = old < end ? co_qcow2_zero_range(s, old, end - old) : 0;
     for (uint64_t at = align_up(end, per_table); r == 0 && at < size; at += per_table) {
         if (s->l1.v[at >> shift])
@@ -106,7 +106,7 @@ static int co_zero_revealed(struct qcow2 *s, uint64_t old, uint64_t size)
     return r;
 }
 
-static int co_set_size(struct qcow2 *s, uint64_t size)
+int co_qcow2_set_size(struct qcow2 *s, uint64_t size)
 {
     int r = co_qcow2_sync(s);
 
@@ -127,8 +127,6 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
                                          : UINT64_MAX;
     int r;
 
-    if (size < n->size)
-        return err_set(err, -ENOTSUP, "qcow2 images cannot be made smaller");
     if (size % 512)
         return err_set(err, -EINVAL, "The new size must be a multiple of 512");
     if (entries > LIMIT_QCOW2_L1_BYTES / 8)
@@ -146,7 +144,7 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
     if (r == -ENOTSUP)
         return err_set(err, r, "A version 2 image over a longer backing file cannot grow");
     if (r == 0)
-        r = co_set_size(s, size);
+        r = size < n->size ? co_qcow2_shrink(s, size) : co_qcow2_set_size(s, size);
     return r == 0 || err_errno(err, r, "Failed to resize the image to %" PRIu64 " bytes", size);
 }
 

@@ -224,8 +224,6 @@ CO_TEST(resizes_that_cannot_be)
 
     co_make_image("c.qcow2", &(struct qcow2_create_opts){ .size = MiB, .cluster_size = 512 });
     n = co_open_image("c.qcow2", "");
-    assert_false(co_node_resize(n, 512, &err));
-    assert_non_null(strstr(err.text, "cannot be made smaller"));
     assert_false(co_node_resize(n, MiB + 1, &err));
     assert_non_null(strstr(err.text, "multiple of 512"));
     assert_false(co_node_resize(n, 128 * GiB + 512, &err));
