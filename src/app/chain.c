@@ -54,7 +54,7 @@ static bool co_add_next(struct chain *c, bool *ret_more, struct err *err)
         return err_set(err, -EINVAL, "'%s' does not say which format its backing file '%s' has: "
                        "write that into it with 'stillpoint rebase --unsafe'", last->name,
                        ni->backing_file);
-    path = image_dirs_resolve(last->name, ni->backing_file, err);
+    path = image_dirs_resolve(last->name, ni->backing_file, "backing file", err);
     if (!path) {
         err_prefix(err, "'%s': ", last->name);
         return false;

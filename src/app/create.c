@@ -21,7 +21,8 @@ struct create_command {
     struct image_options o;        /* -o, and what the long options say */
     uint64_t size;                 /* bytes; UINT64_MAX: the backing file's */
     int style;                     /* of progress */
-    bool force, created;
+    char *data_path;               /* of the file that gets the guest's data, or NULL */
+    bool force, created, data_created;
     struct watch watch;
     struct err err;
 
@@ -56,37 +57,72 @@ static bool co_look_at_backing(struct create_command *c, uint64_t *ret_size)
 
 /* ---- the file -------------------------------------------------------------------------------- */
 
-static bool make_file(struct create_command *c)
+static bool make_file(struct create_command *c, const char *path, bool *ret_created)
 {
-    int fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     struct stat st;
 
-    c->created = fd >= 0;
+    *ret_created = fd >= 0;
     if (fd >= 0) {
         close(fd);
         return true;
     }
     if (errno != EEXIST)
-        return err_errno(&c->err, -errno, "Cannot create '%s'", c->path);
-    if (stat(c->path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-        return err_set(&c->err, -EINVAL, "'%s' is neither a file nor a block device", c->path);
+        return err_errno(&c->err, -errno, "Cannot create '%s'", path);
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return err_set(&c->err, -EINVAL, "'%s' is neither a file nor a block device", path);
     if (!c->force)
         return err_set(&c->err, -EEXIST, "'%s' exists: choose another name, or overwrite it with "
-                       "--force", c->path);
+                       "--force", path);
     return true;
 }
 
 /* The file itself, for us alone. */
-static struct node *co_open_alone(struct create_command *c)
+static struct node *co_open_alone(struct create_command *c, const char *path)
 {
     const struct open_file_opts o = {
-        .filename = c->path, .format = protocol_for_filename(c->path),
+        .filename = path, .format = protocol_for_filename(path),
     };
     struct node *n = co_node_open_file(&o, &c->err);
 
     if (!n && image_is_locked_by_others(&c->err))
-        err_set(&c->err, -EAGAIN, "'%s' is open in another process: end that first", c->path);
+        err_set(&c->err, -EAGAIN, "'%s' is open in another process: end that first", path);
     return n;
+}
+
+/* Make the file for the guest's data as long as the disk, and zero. */
+static bool co_clear_data_file(struct create_command *c, struct node *file)
+{
+    int r;
+
+    if (strcmp(node_driver_name(file), "file") == 0)
+        return co_node_resize(file, 0, &c->err) && co_node_resize(file, c->size, &c->err);
+    if (node_size(file) < c->size)
+        return err_set(&c->err, -ENOSPC, "The data file '%s' is smaller than the disk",
+                       c->data_path);
+    r = co_node_write_zeroes(file, 0, c->size, REQ_MAY_UNMAP);
+    if (r == 0)
+        r = co_node_flush(file);
+    return r == 0 || err_errno(&c->err, r, "Cannot clear the data file '%s'", c->data_path);
+}
+
+static bool co_make_data_file(struct create_command *c)
+{
+    struct node *file;
+    bool ok;
+
+    c->size = align_up(c->size, 512);      /* as the image will have it */
+    /* As QEMU: with every cluster mapped the tables hide nothing that the file has. */
+    if (c->o.data_file_raw && c->o.preallocation == PREALLOC_OFF)
+        c->o.preallocation = PREALLOC_METADATA;
+    if (!make_file(c, c->data_path, &c->data_created))
+        return false;
+    file = co_open_alone(c, c->data_path);
+    if (!file)
+        return false;
+    ok = co_clear_data_file(c, file);
+    co_node_unref(file);
+    return ok;
 }
 
 static bool co_make_raw(struct create_command *c, struct node *file)
@@ -126,12 +162,13 @@ static bool co_preallocate_qcow2(struct create_command *c)
 
 static bool co_make_image(struct create_command *c)
 {
-    struct node *file = co_open_alone(c);
+    struct node *file = co_open_alone(c, c->path);
 
     if (!file)
         return false;
 
-    bool ok = (c->format == IMAGE_QCOW2 ? co_make_qcow2 : co_make_raw)(c, file);
+    bool ok = (!c->data_path || co_make_data_file(c)) &&
+              (c->format == IMAGE_QCOW2 ? co_make_qcow2 : co_make_raw)(c, file);
     int r = ok ? co_node_flush(file) : 0;
 
     if (r < 0)
@@ -151,12 +188,16 @@ static int co_create(void *arg)
         if (c->size == UINT64_MAX)
             c->size = backing_size;
     }
-    if (!make_file(c))
+    if (c->o.has_data_file)
+        c->data_path = image_path_beside(c->path, c->o.data_file);
+    if (!make_file(c, c->path, &c->created))
         return c->err.code;
     if (co_make_image(c))
         return 0;
     if (c->created)
         (void)unlink(c->path);
+    if (c->data_created)
+        (void)unlink(c->data_path);
     return c->err.code;
 }
 
@@ -333,6 +374,7 @@ int cmd_create(int argc, char **argv)
     if (argc - first > 1 && c.size > INT64_MAX)
         return cli_misuse("create", "SIZE: '%s' is more than an image can have", argv[first + 1]);
     status = run(&c);
+    free(c.data_path);
     image_options_clear(&c.o);
     return status;
 }

@@ -116,16 +116,9 @@ void image_options_clear(struct image_options *o)
     schema_clear(&types[IMAGE_QCOW2], o);
 }
 
-static bool not_yet(struct err *err, const char *key)
-{
-    return err_set(err, -ENOTSUP, "Images with '%s' cannot be made yet", key);
-}
-
 bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
                              struct qcow2_create_opts *ret, struct err *err)
 {
-    if (o->has_data_file || o->data_file_raw)
-        return not_yet(err, "data_file");
     *ret = (struct qcow2_create_opts){
         .size = size,
         .cluster_size = (uint32_t)MIN(o->cluster_size, (uint64_t)UINT32_MAX),
@@ -134,6 +127,8 @@ bool image_options_for_qcow2(const struct image_options *o, uint64_t size,
         .extended_l2 = o->extended_l2,
         .lazy_refcounts = o->lazy_refcounts,
         .compression = (enum qcow2_compression)o->compression_type,
+        .data_file = o->data_file,
+        .data_file_raw = o->data_file_raw,
         .backing_file = o->backing_file,
         .backing_format = o->has_backing_fmt ? image_formats[o->backing_fmt] : NULL,
     };

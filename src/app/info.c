@@ -108,7 +108,7 @@ static bool may_follow(struct info_command *c, const char *name, const struct no
     if (image_name_is_uri(name) || image_name_is_uri(ni->backing_file))
         return err_set(&c->err, -EPERM, "'%s' names the backing file '%s', which is not followed: "
                        "leave out --chain", name, ni->backing_file);
-    path = image_dirs_resolve(name, ni->backing_file, &c->err);
+    path = image_dirs_resolve(name, ni->backing_file, "backing file", &c->err);
     if (!path)
         err_prefix(&c->err, "'%s': ", name);
     return path != NULL;

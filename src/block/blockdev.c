@@ -284,7 +284,7 @@ bool co_node_open_child(struct node *parent, const char *role, const struct sche
     if (!child)
         return false;
     if ((perms & EDGE_WRITE) && child->read_only && parent->core->auto_read_only &&
-        strcmp(role, "file") == 0) {
+        (strcmp(role, "file") == 0 || strcmp(role, "data-file") == 0)) {
         parent->read_only = true;
         perms &= ~(EDGE_WRITE | EDGE_RESIZE);
     }

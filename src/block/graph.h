@@ -83,8 +83,8 @@ bool co_node_json_loop(const json_t *json, struct loop **ret, struct err *err);
  * "backing", "data-file", or another name of at most 15 bytes) describes and attach
  * it. perms: what this driver will do to it; shared: what it lets others do.
  * Inline options inherit: cache.*, force-share, read-only and auto-read-only from
- * the parent (but a backing file is read-only), discard is "unmap". When "file"
- * comes out read-only though EDGE_WRITE was asked and the parent is
+ * the parent (but a backing file is read-only), discard is "unmap". When "file" or
+ * "data-file" comes out read-only though EDGE_WRITE was asked and the parent is
  * auto-read-only, the parent becomes read-only too and only EDGE_READ is taken.
  * SCHEMA_ALT_NULL attaches nothing and succeeds. A format shares everything on
  * its backing file, as QEMU does when nobody above minds: an overlay may stand on

@@ -78,20 +78,21 @@ static bool is_beside(const char *path, const char *image)
     return is_below_directory_of(path, image) || (real && is_below_directory_of(path, real));
 }
 
-char *image_dirs_resolve(const char *image, const char *backing, struct err *err)
+char *image_dirs_resolve(const char *image, const char *name, const char *what, struct err *err)
 {
     CLEANUP(free) char *dir = directory_of(image);
-    CLEANUP(free) char *joined = *backing == '/' ? xstrdup(backing)
-                                                 : xasprintf("%s/%s", dir, backing);
+    CLEANUP(free) char *joined = *name == '/' ? xstrdup(name)
+                                              : xasprintf("%s/%s", dir, name);
     CLEANUP(free) char *path = realpath(joined, NULL);
 
     if (!path) {
-        err_errno(err, -errno, "backing file '%s'", joined);
+        err_errno(err, -errno, "%s '%s'", what, joined);
         return NULL;
     }
     if (!is_beside(path, image) && !is_allowed(path)) {
-        err_set(err, -EPERM, "the image names '%s' as its backing file, which lies outside the "
-                "image's directory: allow it with --image-dir, or say the option 'backing'", path);
+        err_set(err, -EPERM, "the image names '%s' as its %s, which lies outside the image's "
+                "directory: allow it with --image-dir, or say it with the option '%.*s'", path,
+                what, (int)strcspn(what, " "), what);
         return NULL;
     }
     return MOVE(path);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where an image may take its backing file from. The name stands in the image,
+ * Where an image may take its backing file, or its data file, from. The name stands in the image,
  * and whoever made the image, perhaps a guest, chose it: without a rule it could
  * make us read any file of the host. So a named backing file has to lie below the
  * directory of the image that names it, or below one that the operator allowed;
@@ -21,10 +21,12 @@ void image_dirs_allow_nbd(void);
 /* Whether images may name NBD URIs. Any thread. */
 bool image_dirs_nbd_allowed(void);
 
-/* The path that the name @backing in the header of the image @image stands for,
- * absolute and free of links, if an image may name it. @image is how the image was
- * opened; relative names count from its directory. free() the result. NULL with
- * @err. Looks at the file system, so it may block: for workers. Any thread. */
-char *image_dirs_resolve(const char *image, const char *backing, struct err *err);
+/* The path that the name @name in the header of the image @image stands for, there
+ * as its @what ("backing file"), absolute and free of links, if an image may name
+ * it. @image is how the image was opened; relative names count from its directory.
+ * free() the result. NULL with @err. Looks at the file system, so it may block: for
+ * workers. Any thread. */
+char *image_dirs_resolve(const char *image, const char *name, const char *what,
+                         struct err *err);
 
 #endif

@@ -92,6 +92,7 @@ def test_create_keeps_off_an_image_in_use(tmp_path):
     (["compat=v3,cluster_size=4k", "refcount_bits=64"], {"compat": "1.1", "refcount-bits": 64}),
     (["refcount_bits=8", "refcount_bits=32"], {"refcount-bits": 32}),
     (["compression_type=zlib,lazy_refcounts=off,extended_l2=no"], {"compression-type": "zlib"}),
+    (["lazy_refcounts=on"], {"lazy-refcounts": True}),
     (["extended_l2=on,cluster_size=128k"], {"extended-l2": True}),
     (["compression_type=zstd"], {"compression-type": "zstd"}),
 ])
@@ -107,6 +108,25 @@ def test_create_takes_the_keys_of_qemu_img(options, expected, tmp_path):
         del info["filename"], info["actual-size"]
     assert a == b
     assert {k: a["format-specific"]["data"][k] for k in expected} == expected
+
+
+@pytest.mark.parametrize("raw", ["on", "off"])
+def test_create_with_a_data_file(raw, tmp_path):
+    """The file with the data is made beside the image, and not written over by accident."""
+    image, data = tmp_path / "a.qcow2", tmp_path / "a.data"
+    args = ["create", image, "3000000", "-o", f"data_file=a.data,data_file_raw={raw}"]
+    stillpoint(*args)
+    subprocess.run(["qemu-img", "check", "a.qcow2"], cwd=tmp_path, check=True)   # as QEMU looks
+    described = info_of(image)
+    assert described["format-specific"]["data"]["data-file"] == "a.data"
+    assert described["format-specific"]["data"]["data-file-raw"] == (raw == "on")
+    assert data.stat().st_size == described["virtual-size"] == 3000320
+    data.write_bytes(b"precious")
+    assert "a.data' exists" in fails("create", tmp_path / "b.qcow2", "1M", "-o", "data_file=a.data")
+    assert not (tmp_path / "b.qcow2").exists()
+    assert data.read_bytes() == b"precious"
+    stillpoint(*args, "--force")
+    assert data.read_bytes() == bytes(3000320)
 
 
 def test_create_with_a_backing_file_among_the_keys(chain, tmp_path):

@@ -135,6 +135,8 @@ static const struct iovec *run_slice(struct run *run, uint64_t len, int *ret_nio
  * cluster behind the end of the file cannot be in use. */
 static bool own_bytes(const struct qcow2 *s, uint64_t host, uint64_t len)
 {
+    if (s->geo.data_file)
+        return true;
     return !qcow2_is_metadata(s, host, len) &&
            host + len <= align_up(node_size(s->file), s->cluster_size);
 }
@@ -144,13 +146,13 @@ static int co_overwrite(struct qcow2 *s, uint64_t host, uint64_t len, const stru
 {
     if (UNLIKELY(!own_bytes(s, host, len)))
         return co_qcow2_mark_corrupt(s);
-    if (UNLIKELY(host + len > node_size(s->file))) {
-        int r = co_qcow2_host_grow(s, host + len);
+    if (UNLIKELY(host + len > node_size(s->data))) {
+        int r = co_qcow2_data_grow(s, host + len);
 
         if (r < 0)
             return r;
     }
-    return co_node_pwritev(s->file, host, len, iov, niov, flags & REQ_BULK);
+    return co_node_pwritev(s->data, host, len, iov, niov, flags & REQ_BULK);
 }
 
 /* ---- into new clusters --------------------------------------------------- */
@@ -174,8 +176,13 @@ static int co_claim_space(struct qcow2 *s, struct claim *c, const struct qcow2_e
         *ret = (struct qcow2_space){ .host = align_down(e->host, 1ULL << s->unit_bits) };
         if (!own_bytes(s, ret->host, bytes))
             return co_qcow2_mark_corrupt(s);
-        /* The last cluster of a file need not be there to its end. */
-        return co_qcow2_host_grow(s, ret->host + bytes);
+        /* The last cluster of a file need not be there to its end; in a data file it is
+         * not even written to its end. */
+        return s->geo.data_file ? 0 : co_qcow2_host_grow(s, ret->host + bytes);
+    }
+    if (s->geo.data_file) {      /* all of it has its place */
+        *ret = (struct qcow2_space){ .host = c->first << s->unit_bits };
+        return 0;
     }
     r = co_qcow2_alloc(s, c->n / per_cluster, ret);
     if (r == 0 && ret->n * per_cluster < c->n) {
@@ -246,6 +253,17 @@ static void plan_edges(const struct qcow2 *s, const struct qcow2_extent *e, stru
                       qcow2_unallocated_is_zero(s, f->off - f->head));
 }
 
+/* A data file ends with the disk, its last cluster need not be whole. */
+static int co_fit_to_data(struct qcow2 *s, struct qcow2_fill *f)
+{
+    uint64_t end = f->off + f->len, disk_end = MAX(end, s->node->size);
+
+    if (LIKELY(!s->geo.data_file))
+        return 0;
+    f->tail = (uint32_t)MIN((uint64_t)f->tail, disk_end - end);
+    return co_qcow2_data_grow(s, end + f->tail);
+}
+
 /* Let others write beside this. */
 static void share(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
                   const struct qcow2_fill *f)
@@ -288,12 +306,15 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
     f.iov = run_slice(run, f.len, &f.niov);
     plan_edges(s, e, &f);
     c->host = space.host;
-    share(s, c, e, &f);
-    r = co_qcow2_fill(s, &f);
+    r = co_fit_to_data(s, &f);
+    if (r == 0) {
+        share(s, c, e, &f);
+        r = co_qcow2_fill(s, &f);
+    }
     if (r == 0)
         r = co_link(s, &f);
     if (r < 0) {
-        co_give_back(s, c, &space, !has_own_host(e));
+        co_give_back(s, c, &space, !has_own_host(e) && !s->geo.data_file);
         claim_end(c, CLAIM_FAILED);
         return r;
     }
@@ -314,7 +335,7 @@ static int co_write_shared(struct run *run, struct claim *c)
 
     c->refs++;
     c->sharers++;
-    r = co_node_pwritev(s->file, c->host + at, len, iov, niov, run->flags & REQ_BULK);
+    r = co_node_pwritev(s->data, c->host + at, len, iov, niov, run->flags & REQ_BULK);
     if (--c->sharers == 0)
         waitq_wake_all(&c->changed);
     while (r == 0 && c->state == CLAIM_OPEN)
@@ -365,8 +386,10 @@ static int co_write_beside(struct run *run, struct claim *c, const struct qcow2_
     c->refs++;
     c->sharers++;
 
-    int r = co_qcow2_fill(s, &f);
+    int r = co_fit_to_data(s, &f);
 
+    if (r == 0)
+        r = co_qcow2_fill(s, &f);
     if (--c->sharers == 0)
         waitq_wake_all(&c->changed);
     while (r == 0 && c->state == CLAIM_OPEN)

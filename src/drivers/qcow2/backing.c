@@ -2,7 +2,8 @@
  *
  * Opening the backing file that an image names in its header. The name and the
  * format come from whoever made the image, so both are judged: the name by
- * image_dirs.h, the format by a list, and no format is ever guessed.
+ * image_dirs.h (as that of a data file is), the format by a list, and no format is
+ * ever guessed.
  */
 #include "base/mem.h"
 #include "block/graph.h"
@@ -36,16 +37,32 @@ static bool check_format(const struct qcow2_header *h, struct err *err)
 /* ---- resolving: in a worker ---------------------------------------------- */
 
 struct resolving {
-    const char *image, *backing;
+    const char *image, *name, *what;
+    bool from_here;
     char *path;
     struct err *err;
 };
+
+/* QEMU counts names of data files from its working directory: so what is not there
+ * beside the image is looked for in ours. The rules are the same. */
+static char *resolve_from_here(const struct resolving *job)
+{
+    CLEANUP(free) char *path = *job->name != '/' ? realpath(job->name, NULL) : NULL;
+    struct err ignored = ERR_INIT;
+
+    return path ? image_dirs_resolve(job->image, path, job->what, &ignored) : NULL;
+}
 
 static int resolve(void *arg)
 {
     struct resolving *job = arg;
 
-    job->path = image_dirs_resolve(job->image, job->backing, job->err);
+    job->path = image_dirs_resolve(job->image, job->name, job->what, job->err);
+    if (!job->path && job->from_here && job->err && job->err->code == -ENOENT) {
+        job->path = resolve_from_here(job);
+        if (job->path)
+            *job->err = (struct err)ERR_INIT;
+    }
     return 0;
 }
 
@@ -55,33 +72,34 @@ static const char *image_path(const struct node_info *info)
     return info->filename[0] && !has_protocol(info->filename) ? info->filename : NULL;
 }
 
-/* What to open for the name in the header: a path or an URI. free() it. */
-static char *co_resolve_name(struct qcow2 *s, struct err *err)
+char *co_qcow2_resolve_name(struct qcow2 *s, const char *name, const char *what,
+                            const char *option, struct err *err)
 {
-    const char *name = s->header.backing_file;
     CLEANUP(free) struct node_info *info = xnew(struct node_info);
     struct resolving job = { .err = err };
 
     if (has_prefix(name, "nbd://") || has_prefix(name, "nbd+unix://")) {
         if (image_dirs_nbd_allowed())
             return xstrdup(name);
-        err_set(err, -EPERM, "the image names '%s' as its backing file, and images may not name "
-                "servers here: say the option 'backing'", name);
+        err_set(err, -EPERM, "the image names '%s' as its %s, and images may not name servers "
+                "here: say the option '%s'", name, what, option);
         return NULL;
     }
     if (has_prefix(name, "file:") && !has_prefix(name, "file://"))
         name += strlen("file:");
     if (has_protocol(name)) {
-        err_set(err, -EPERM, "the image names '%s' as its backing file; an image may name files "
-                "only: say the option 'backing'", name);
+        err_set(err, -EPERM, "the image names '%s' as its %s; an image may name files only: say "
+                "the option '%s'", name, what, option);
         return NULL;
     }
     node_get_info(s->file, info);
     job.image = image_path(info);
-    job.backing = name;
+    job.name = name;
+    job.what = what;
+    job.from_here = strcmp(option, "data-file") == 0;
     if (!job.image) {
-        err_set(err, -EINVAL, "the image names '%s' as its backing file, but is not in a "
-                "directory itself: say the option 'backing'", name);
+        err_set(err, -EINVAL, "the image names '%s' as its %s, but is not in a directory itself: "
+                "say the option '%s'", name, what, option);
         return NULL;
     }
 
@@ -118,7 +136,7 @@ bool co_qcow2_open_named_backing(struct qcow2 *s, struct err *err)
 
     if (!check_format(&s->header, err))
         return false;
-    path = co_resolve_name(s, err);
+    path = co_qcow2_resolve_name(s, s->header.backing_file, "backing file", "backing", err);
     if (!path)
         return false;
     if (*path == '/' && !node_check_no_loop(s->node, path, err))

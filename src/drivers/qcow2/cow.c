@@ -31,14 +31,14 @@ bool qcow2_fill_is_plain(const struct qcow2_fill *f)
 
 static int co_write_data(struct qcow2 *s, const struct qcow2_fill *f)
 {
-    return co_node_pwritev(s->file, f->host, f->len, f->iov, f->niov, f->flags);
+    return co_node_pwritev(s->data, f->host, f->len, f->iov, f->niov, f->flags);
 }
 
 /* Head, data and tail in one. */
 static int co_write_all(struct qcow2 *s, const struct qcow2_fill *f, const struct iovec *iov,
                         int niov)
 {
-    return co_node_pwritev(s->file, f->host - f->head, all_bytes(f), iov, niov, f->flags);
+    return co_node_pwritev(s->data, f->host - f->head, all_bytes(f), iov, niov, f->flags);
 }
 
 /* ---- zeros around it ----------------------------------------------------- */
@@ -61,7 +61,7 @@ static int co_fill_zeros(struct qcow2 *s, const struct qcow2_fill *f)
     uint64_t head = f->head, tail = f->tail;
 
     if (head + tail > ZEROS_WRITTEN_MAX) {
-        int r = co_node_write_zeroes(s->file, f->host - head, all_bytes(f), REQ_NO_FALLBACK);
+        int r = co_node_write_zeroes(s->data, f->host - head, all_bytes(f), REQ_NO_FALLBACK);
 
         if (r == 0)
             return co_write_data(s, f);

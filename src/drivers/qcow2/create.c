@@ -115,6 +115,28 @@ static bool fill_backing(const struct qcow2_create_opts *o, struct qcow2_header 
     return true;
 }
 
+static bool fill_data_file(const struct qcow2_create_opts *o, struct qcow2_header *h,
+                           struct err *err)
+{
+    if (o->data_file_raw && !o->data_file)
+        return err_set(err, -EINVAL, "data-file-raw requires data-file");
+    if (!o->data_file)
+        return true;
+    if (h->version == 2)
+        return err_set(err, -EINVAL, "External data files are only supported with compatibility "
+                       "level 1.1 and above (use version=v3 or greater)");
+    if (o->data_file_raw && o->backing_file)
+        return err_set(err, -EINVAL, "Backing file and data-file-raw cannot be used at the same "
+                       "time");
+    if (!*o->data_file || strlen(o->data_file) > QCOW2_DATA_FILE_MAX)
+        return err_set(err, -EINVAL, "The name of the data file is empty or longer than %d bytes",
+                       QCOW2_DATA_FILE_MAX);
+    strcpy(h->data_file, o->data_file);
+    h->incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+    h->autoclear |= o->data_file_raw ? QCOW2_AUTOCLEAR_RAW_DATA : 0;
+    return true;
+}
+
 /* The first cluster, with the names of features where there is room for them: only
  * clusters of 512 bytes with a long name of the backing file have none. */
 static bool fill_cluster(const struct qcow2_header *h, void *buf, struct err *err)
@@ -206,7 +228,7 @@ bool co_qcow2_create(struct node *file, const struct qcow2_create_opts *opts, st
     int r;
 
     if (!fill_header(opts, &h, err) || !fill_compression(opts, &h, err) ||
-        !fill_backing(opts, &h, err))
+        !fill_backing(opts, &h, err) || !fill_data_file(opts, &h, err))
         return false;
     l = plan(h.cluster_bits, h.refcount_order, h.l1_entries);
     h.reftable_off = l.cluster_size;

@@ -18,6 +18,10 @@ struct qcow2_create_opts {
     enum qcow2_compression compression;   /* of compressed clusters; zstd needs version 3 */
     const char *backing_file;    /* as it is to stand in the header; NULL: none */
     const char *backing_format;  /* its driver; must be given with backing_file */
+    /* Version 3: the guest's data goes to this file, as it is to stand in the header.
+     * Not looked at: the caller makes it, as long as the disk and reading as zero. */
+    const char *data_file;
+    bool data_file_raw;          /* it is to read as the disk does; no backing file then */
 };
 
 /* Write an empty image to @file, a writable node that the caller uses alone. What

@@ -30,7 +30,8 @@ static uint64_t zero_entry(const struct qcow2 *s, const struct zeroing *z, uint6
         return QCOW2_ZERO;
     if (e->kind == QCOW2_UNALLOCATED)
         return unallocated_zero ? 0 : QCOW2_ZERO;
-    if (!z->unmap && e->copied && s->geo.version >= 3)
+    /* In a data file a cluster keeps its place in any case. */
+    if (!z->unmap && e->copied && s->geo.version >= 3 && !s->geo.data_file)
         return e->host | QCOW2_COPIED | QCOW2_ZERO;
     *ret_drop = true;
     return unallocated_zero && (z->unmap || s->geo.version < 3) ? 0 : QCOW2_ZERO;
@@ -45,6 +46,8 @@ static int zero_cluster(struct qcow2 *s, const struct zeroing *z, uint64_t clust
 
     if (!qcow2_l2_decode(&s->geo, old, &e))
         return -EIO;
+    if (s->raw_data && e.kind == QCOW2_NORMAL)
+        return 0;               /* it is zero already, in the data file */
     new = zero_entry(s, z, cluster << s->geo.cluster_bits, &e, &drop);
     if (new == old)
         return 0;
@@ -92,6 +95,9 @@ static int zero_subclusters(struct qcow2 *s, const struct zeroing *z, uint64_t c
         return -EIO;
     if (e.kind == QCOW2_COMPRESSED_KIND && mask != UINT32_MAX)
         return -EAGAIN;
+
+    if (s->raw_data)
+        mask &= ~e.alloc;       /* the others are zero already, in the data file */
 
     uint64_t v = qcow2_l2_descriptor(&s->geo, slice, index);
     bool compressed = e.kind == QCOW2_COMPRESSED_KIND;
@@ -206,6 +212,7 @@ static int co_zero_part(struct qcow2 *s, uint64_t off, uint64_t len, unsigned fl
         r = co_qcow2_map(s, off, len, &e);
     } while (r == 0 && co_qcow2_wait_claim(s, off >> s->geo.cluster_bits, &n));
     if (r == 0 && e.kind != QCOW2_ZERO_PLAIN && e.kind != QCOW2_ZERO_ALLOC &&
+        !(e.kind == QCOW2_NORMAL && s->raw_data) &&
         !(e.kind == QCOW2_UNALLOCATED && qcow2_unallocated_is_zero(s, off)))
         r = co_write_zero_data(s, off, len, flags);
     qcow2_leave(s, entered);
@@ -265,6 +272,29 @@ static void whole_units(const struct qcow2 *s, uint64_t off, uint64_t len, uint6
     *ret_end = end >> s->unit_bits;
 }
 
+/* Before any entry changes. A raw data file has to become zero itself, whatever the
+ * entries will say. In another one, what is given up is given back to the file: now,
+ * because nothing keeps the place from its next write, which may come as soon as
+ * the entry has changed. */
+static int co_zero_in_data_file(struct qcow2 *s, const struct zeroing *z, uint64_t off,
+                                uint64_t len, unsigned flags)
+{
+    uint64_t first, end;
+
+    if (LIKELY(!s->geo.data_file))
+        return 0;
+    if (s->raw_data)
+        return co_qcow2_zero_data(s, off, len, flags);
+    whole_units(s, off, len, &first, &end);
+    if (z->unmap && z->punch && first < end) {
+        uint64_t from = first << s->unit_bits, to = MIN(end << s->unit_bits, off + len);
+        int ignored = co_qcow2_zero_data(s, from, to - from, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
+
+        (void)ignored;          /* then the file keeps the space */
+    }
+    return 0;
+}
+
 /* Parts of units at the ends, whole ones between. */
 static int co_zero(struct qcow2 *s, const struct zeroing *z, uint64_t off, uint64_t len,
                    unsigned flags)
@@ -297,7 +327,8 @@ int co_qcow2_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned f
     /* Version 2 has no zero flag: zeros over a backing file are data. */
     if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
         return -ENOTSUP;
-    return co_zero(s, &z, off, len, flags);
+    r = co_zero_in_data_file(s, &z, off, len, flags);
+    return r < 0 ? r : co_zero(s, &z, off, len, flags);
 }
 
 /* In version 2 what is unmapped shows the backing file again: where that has
@@ -324,6 +355,11 @@ int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
     first = MAX(first, first_discardable(s));
     if (first >= end)
         return 0;
+    off = first << s->unit_bits;
+    len = MIN(end << s->unit_bits, n->size) - off;
+    r = co_zero_in_data_file(s, &z, off, len, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
+    if (r < 0)
+        return r == -ENOTSUP ? 0 : r;
     r = co_zero_units(s, &z, first, end - first);
     qcow2_sync_soon(s);
     return r;
@@ -335,7 +371,10 @@ int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
 
     if (s->geo.version < 3 && !qcow2_unallocated_is_zero(s, off))
         return -ENOTSUP;
-    return co_zero(s, &z, off, len, 0);
+
+    int r = co_zero_in_data_file(s, &z, off, len, REQ_MAY_UNMAP);
+
+    return r < 0 ? r : co_zero(s, &z, off, len, 0);
 }
 
 int co_qcow2_forget_clusters(struct qcow2 *s, uint64_t first, uint64_t n)

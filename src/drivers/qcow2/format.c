@@ -159,6 +159,19 @@ static void parse_bitmap_ext(const uint8_t *p, uint32_t at, uint32_t bytes,
     x->dir_off = load_be64(p + 16);
 }
 
+static bool parse_data_file(const uint8_t *p, uint32_t bytes, struct qcow2_header *h,
+                            struct err *err)
+{
+    if (bytes > QCOW2_DATA_FILE_MAX)
+        return err_set(err, -EINVAL, "the name of the data file has %" PRIu32 " bytes, more than "
+                       "%d", bytes, QCOW2_DATA_FILE_MAX);
+    if (memchr(p, 0, bytes))
+        return err_set(err, -EINVAL, "the name of the data file contains a zero byte");
+    memcpy(h->data_file, p, bytes);
+    h->data_file[bytes] = 0;
+    return true;
+}
+
 /* They fill [header_bytes, end) up to the end mark, or to @end without one. */
 static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header *h,
                              struct extensions *x, struct err *err)
@@ -175,6 +188,8 @@ static bool parse_extensions(const uint8_t *buf, size_t end, struct qcow2_header
             return err_set(err, -EINVAL, "header extension 0x%08" PRIx32 " of %" PRIu32 " bytes "
                            "does not fit into the header", type, bytes);
         if (type == QCOW2_EXT_BACKING_FORMAT && !parse_backing_format(buf + at, bytes, h, err))
+            return false;
+        if (type == QCOW2_EXT_DATA_FILE && !parse_data_file(buf + at, bytes, h, err))
             return false;
         if (type == QCOW2_EXT_FEATURE_NAMES) {
             x->names = buf + at;
@@ -309,17 +324,34 @@ bool qcow2_header_parse_to_check(const void *buf, size_t len, struct qcow2_heade
     return true;
 }
 
+/* A string extension at @p; the bytes that it takes, which are zero now. With @p NULL
+ * only their number. */
+static size_t put_string(uint8_t *p, uint32_t type, const char *text)
+{
+    size_t bytes = strlen(text);
+
+    if (!bytes)
+        return 0;
+    if (p) {
+        store_be32(p, type);
+        store_be32(p + 4, (uint32_t)bytes);
+        memcpy(p + 8, text, bytes);
+    }
+    return 8 + align_up(bytes, 8);
+}
+
 bool qcow2_header_write(const struct qcow2_header *h, void *buf, struct err *err)
 {
     uint8_t *p = buf;
     size_t cluster = (size_t)1 << h->cluster_bits, at = h->header_bytes;
-    size_t format_bytes = strlen(h->backing_format), name_bytes = strlen(h->backing_file);
-    size_t need = at + 8 + (format_bytes ? 8 + align_up(format_bytes, 8) : 0) +
+    size_t name_bytes = strlen(h->backing_file);
+    size_t need = at + 8 + put_string(NULL, QCOW2_EXT_BACKING_FORMAT, h->backing_format) +
+                  put_string(NULL, QCOW2_EXT_DATA_FILE, h->data_file) +
                   (h->has_backing ? name_bytes : 0);
 
     if (need > cluster)
-        return err_set(err, -EINVAL, "the name of the backing file does not fit into a cluster of "
-                       "%zu bytes", cluster);
+        return err_set(err, -EINVAL, "the name of the %s file does not fit into a cluster of "
+                       "%zu bytes", h->has_backing ? "backing" : "data", cluster);
     memset(p, 0, cluster);
     store_be32(p, QCOW2_MAGIC);
     store_be32(p + 4, h->version);
@@ -340,12 +372,8 @@ bool qcow2_header_write(const struct qcow2_header *h, void *buf, struct err *err
         if (h->header_bytes > QCOW2_V3_HEADER_BYTES)
             p[104] = h->compression;
     }
-    if (format_bytes) {
-        store_be32(p + at, QCOW2_EXT_BACKING_FORMAT);
-        store_be32(p + at + 4, (uint32_t)format_bytes);
-        memcpy(p + at + 8, h->backing_format, format_bytes);
-        at += 8 + align_up(format_bytes, 8);
-    }
+    at += put_string(p + at, QCOW2_EXT_BACKING_FORMAT, h->backing_format);
+    at += put_string(p + at, QCOW2_EXT_DATA_FILE, h->data_file);
     at += 8;      /* the end mark is zeros */
     if (h->has_backing) {
         store_be64(p + 8, at);
@@ -364,6 +392,7 @@ struct qcow2_geometry qcow2_geometry_of(const struct qcow2_header *h)
         .refcount_order = (uint8_t)h->refcount_order,
         .version = (uint8_t)h->version,
         .extended = h->incompatible & QCOW2_INCOMPAT_EXTL2,
+        .data_file = h->incompatible & QCOW2_INCOMPAT_DATA_FILE,
     };
 
     g.l2_bits = (uint8_t)(g.cluster_bits - qcow2_l2_entry_bits(&g));
@@ -391,11 +420,11 @@ bool qcow2_l2_entry_get_extended(const struct qcow2_geometry *g, const void *tab
         return false;
     ret->alloc = (uint32_t)bitmap;
     ret->zero = (uint32_t)(bitmap >> 32);
-    if ((ret->alloc & ret->zero) || (ret->alloc && !ret->host))
+    if ((ret->alloc & ret->zero) || (ret->alloc && !ret->placed))
         return false;
     if (ret->zero == UINT32_MAX)
-        ret->kind = ret->host ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
-    else if (bitmap ? ret->alloc != UINT32_MAX : ret->host != 0)
+        ret->kind = ret->placed ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
+    else if (bitmap ? ret->alloc != UINT32_MAX : ret->placed)
         ret->kind = QCOW2_MIXED;
     return true;
 }

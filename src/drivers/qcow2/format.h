@@ -22,6 +22,7 @@
 #define QCOW2_V2_HEADER_BYTES 72
 #define QCOW2_V3_HEADER_BYTES 104        /* the least; what follows is optional */
 #define QCOW2_BACKING_FILE_MAX 1023
+#define QCOW2_DATA_FILE_MAX 4095
 #define QCOW2_BACKING_FORMAT_MAX 15      /* as QEMU's field of 16 bytes */
 
 /* Header: incompatible_features, compatible_features, autoclear_features. */
@@ -31,12 +32,11 @@
 #define QCOW2_INCOMPAT_COMPRESSION (1ULL << 3)
 #define QCOW2_INCOMPAT_EXTL2 (1ULL << 4)
 #define QCOW2_INCOMPAT_KNOWN \
-    (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_COMPRESSION | \
-     QCOW2_INCOMPAT_EXTL2)
+    (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE | \
+     QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_EXTL2)
 #define QCOW2_AUTOCLEAR_BITMAPS (1ULL << 0)      /* the bitmaps extension is up to date */
+#define QCOW2_AUTOCLEAR_RAW_DATA (1ULL << 1)     /* the data file reads as the disk */
 #define QCOW2_COMPAT_LAZY_REFCOUNTS (1ULL << 0)
-#define QCOW2_AUTOCLEAR_BITMAPS (1ULL << 0)
-#define QCOW2_AUTOCLEAR_RAW_DATA (1ULL << 1)
 
 enum qcow2_compression { QCOW2_COMPRESSION_ZLIB = 0, QCOW2_COMPRESSION_ZSTD = 1 };
 
@@ -77,6 +77,7 @@ struct qcow2_header {
     bool has_backing;
     char backing_file[QCOW2_BACKING_FILE_MAX + 1];
     char backing_format[QCOW2_BACKING_FORMAT_MAX + 1];   /* empty: not said */
+    char data_file[QCOW2_DATA_FILE_MAX + 1];             /* the same */
 };
 
 /* Parse the first cluster of an image, or as much of it as the file has; @len
@@ -151,6 +152,7 @@ struct qcow2_geometry {
     uint8_t refcount_order;
     uint8_t version;
     bool extended;                   /* L2 entries have a bitmap of subclusters */
+    bool data_file;                  /* data is in a file of its own, where the guest has it */
 };
 
 struct qcow2_geometry qcow2_geometry_of(const struct qcow2_header *h);
@@ -200,6 +202,7 @@ enum qcow2_kind {
 struct qcow2_l2_entry {
     enum qcow2_kind kind;
     bool copied;            /* its host cluster's refcount is exactly one */
+    bool placed;            /* it has a host cluster (in a data file offset 0 is one) */
     uint64_t host;          /* of the cluster; COMPRESSED: of the first byte; else 0 */
     uint32_t compressed_bytes;   /* COMPRESSED: up to the end of its last sector */
     uint32_t alloc, zero;   /* extended entries: a bit for each subcluster that has data,
@@ -237,28 +240,30 @@ MUST_CHECK static inline bool qcow2_l2_decode(const struct qcow2_geometry *g, ui
 
         ret->kind = QCOW2_COMPRESSED_KIND;
         ret->copied = false;
+        ret->placed = true;
         ret->host = v & ((1ULL << x) - 1);
         ret->alloc = ret->zero = 0;
         ret->compressed_bytes = (uint32_t)(sectors * 512 - (ret->host & 511));
-        return ret->host < QCOW2_MAX_HOST_OFFSET;
+        return ret->host < QCOW2_MAX_HOST_OFFSET && !g->data_file;
     }
 
     uint64_t host = v & QCOW2_OFFSET_MASK;
 
     ret->copied = v >> 63;
     ret->host = host;
+    ret->placed = host || (g->data_file && ret->copied);
     ret->compressed_bytes = 0;
     ret->alloc = ret->zero = 0;
     if (LIKELY(!(v & QCOW2_ZERO)))
-        ret->kind = host ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
+        ret->kind = ret->placed ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
     else
-        ret->kind = host ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
+        ret->kind = ret->placed ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
     if (UNLIKELY(v & ~(QCOW2_OFFSET_MASK | QCOW2_COPIED | QCOW2_ZERO)))
         return false;
     if (UNLIKELY((v & QCOW2_ZERO) && g->version < 3))
         return false;
-    /* Cluster 0 is the header's: bit 63 says that it is allocated there. */
-    if (UNLIKELY(!host && ret->copied))
+    /* Cluster 0 is the header's, unless data is in another file. */
+    if (UNLIKELY(ret->copied && !ret->placed))
         return false;
     return is_aligned(host, qcow2_cluster_size(g));
 }

@@ -83,7 +83,8 @@ int co_qcow2_mark_clean(struct qcow2 *s)
  * anything else is changed. */
 static int co_make_ready(struct qcow2 *s)
 {
-    uint64_t keep = s->bitmaps.n ? s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS : 0;
+    uint64_t keep = s->header.autoclear & ((s->bitmaps.n ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+                                           (s->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA : 0));
     int r = 0;
 
     if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)

@@ -2,7 +2,8 @@
  *
  * The image file below: reads that may reach past its end, and its length, which
  * is kept ahead of what is allocated (a node takes no writes past its end), in
- * steps so that growing costs nothing per cluster.
+ * steps so that growing costs nothing per cluster. And the file that has the guest's
+ * data, when that is another: it has the length of the disk.
  */
 #include "base/iov.h"
 #include "drivers/qcow2/qcow2.h"
@@ -11,10 +12,10 @@
 #define GROW_MAX (64 * MiB)
 #define TRIM_MAX (256 * MiB)
 
-static int co_read_over_end(struct qcow2 *s, uint64_t host, uint64_t len, const struct iovec *iov,
-                            int niov, unsigned flags)
+static int co_read_over_end(struct node *file, uint64_t host, uint64_t len,
+                            const struct iovec *iov, int niov, unsigned flags)
 {
-    uint64_t size = node_size(s->file), have = host < size ? size - host : 0;
+    uint64_t size = node_size(file), have = host < size ? size - host : 0;
     int r = 0;
 
     if (have) {
@@ -22,7 +23,7 @@ static int co_read_over_end(struct qcow2 *s, uint64_t host, uint64_t len, const 
 
         if (!part)
             return -ENOMEM;
-        r = co_node_preadv(s->file, host, have, part, iov_slice(part, iov, niov, 0, have), flags);
+        r = co_node_preadv(file, host, have, part, iov_slice(part, iov, niov, 0, have), flags);
     }
     iov_zero(iov, niov, have, len - have);
     return r;
@@ -33,7 +34,15 @@ int co_qcow2_host_read(struct qcow2 *s, uint64_t host, uint64_t len, const struc
 {
     if (LIKELY(host + len <= node_size(s->file)))
         return co_node_preadv(s->file, host, len, iov, niov, flags & REQ_BULK);
-    return co_read_over_end(s, host, len, iov, niov, flags & REQ_BULK);
+    return co_read_over_end(s->file, host, len, iov, niov, flags & REQ_BULK);
+}
+
+int co_qcow2_data_read(struct qcow2 *s, uint64_t host, uint64_t len, const struct iovec *iov,
+                       int niov, unsigned flags)
+{
+    if (LIKELY(host + len <= node_size(s->data)))
+        return co_node_preadv(s->data, host, len, iov, niov, flags & REQ_BULK);
+    return co_read_over_end(s->data, host, len, iov, niov, flags & REQ_BULK);
 }
 
 int co_qcow2_meta_read(struct qcow2 *s, uint64_t host, uint64_t len, void *buf)
@@ -83,6 +92,23 @@ int co_qcow2_host_grow(struct qcow2 *s, uint64_t end)
             !co_node_resize(s->file, end, &err))
             r = grow_error(&err);
     }
+    co_mutex_unlock(&s->grow_lock);
+    return r;
+}
+
+int co_qcow2_data_grow(struct qcow2 *s, uint64_t end)
+{
+    struct err err = ERR_INIT;
+    int r = 0;
+
+    if (LIKELY(!s->geo.data_file))
+        return co_qcow2_host_grow(s, end);
+    if (LIKELY(end <= node_size(s->data)))
+        return 0;
+    co_mutex_lock(&s->grow_lock);
+    end = MAX(end, s->node->size);
+    if (end > node_size(s->data) && !co_node_resize(s->data, end, &err))
+        r = grow_error(&err);
     co_mutex_unlock(&s->grow_lock);
     return r;
 }

@@ -92,7 +92,7 @@ static int co_read_extent(struct qcow2 *s, const struct qcow2_extent *e, uint64_
 {
     switch (e->kind) {
     case QCOW2_NORMAL:
-        return co_qcow2_host_read(s, e->host, len, iov, niov, flags);
+        return co_qcow2_data_read(s, e->host, len, iov, niov, flags);
     case QCOW2_UNALLOCATED:
         return co_read_backing(s, off, len, iov, niov, flags);
     case QCOW2_ZERO_PLAIN:

@@ -218,7 +218,7 @@ void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punc
 
     if (e->kind == QCOW2_COMPRESSED_KIND)
         first = qcow2_compressed_clusters(&s->geo, e, &n);
-    else if (!e->host)
+    else if (!e->host || s->geo.data_file)      /* in a data file nothing is counted */
         return;
     qcow2_drop_clusters(s, first, n, punch);
 }

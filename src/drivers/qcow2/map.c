@@ -22,7 +22,7 @@ static bool continues(const struct qcow2 *s, const struct qcow2_l2_entry *first,
 {
     if (e->kind != first->kind || e->copied != first->copied)
         return false;
-    return !first->host || e->host == first->host + n * s->cluster_size;
+    return !first->placed || e->host == first->host + n * s->cluster_size;
 }
 
 /* Clusters from @index on, at most @most, that make one run. */
@@ -58,6 +58,8 @@ int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len, struct qcow2_exten
         return qcow2_map_subclusters(s, slice, place.index, off, len, ret);
     if (UNLIKELY(!qcow2_l2_decode(&s->geo, qcow2_entry_get(slice, place.index), &e)))
         return -EIO;
+    if (UNLIKELY(!qcow2_place_is_right(s, &e, off)))
+        return -EIO;
     if (in_cluster + len > s->cluster_size && e.kind != QCOW2_COMPRESSED_KIND) {
         uint64_t most = MIN(div_round_up(in_cluster + len, s->cluster_size),
                             (uint64_t)(1U << s->l2_slice_bits) - place.index);
@@ -67,7 +69,7 @@ int co_qcow2_map(struct qcow2 *s, uint64_t off, uint64_t len, struct qcow2_exten
     ret->kind = e.kind;
     ret->copied = e.copied;
     ret->len = MIN(len, n * s->cluster_size - in_cluster);
-    ret->host = e.host ? e.host + in_cluster : 0;
+    ret->host = e.placed ? e.host + in_cluster : 0;
     ret->entry = e;
     return 0;
 }
@@ -108,7 +110,7 @@ int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_sta
         return r;
     ret->flags = status_flags(s, &e, off);
     ret->host_off = e.host;
-    ret->file = s->file;
+    ret->file = s->data;
     /* Runs go on over the border of a slice or table. */
     for (done = e.len; done < len && runs < STATUS_RUNS_MAX; done += e.len, runs++) {
         if (co_qcow2_map(s, off + done, len - done, &e) < 0 ||

@@ -274,13 +274,15 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
     s->lazy = o->has_lazy_refcounts ? o->lazy_refcounts
                                     : s->header.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS;
     set_geometry(s);
+    if (!co_qcow2_open_data_file(s, o->has_data_file ? &o->data_file : NULL, err))
+        return false;
     if (!co_load_metadata(s, o, err) || !co_open_backing(s, o, err))
         return false;
     n->size = s->header.size;
     n->zero_init = !n->backing && !s->names_backing;
     n->limits.request_align = 1;
     n->limits.zero_align = 1U << s->unit_bits;
-    n->limits.write_flags = REQ_BULK | REQ_COMPRESSED;
+    n->limits.write_flags = REQ_BULK | (s->geo.data_file ? 0 : REQ_COMPRESSED);
     n->limits.zero_flags = REQ_BULK | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
     return true;
 }
@@ -345,6 +347,16 @@ static void co_qcow2_detach(struct node *n)
 
 /* ---- what is told of it -------------------------------------------------- */
 
+static void add_data_file_info(struct qcow2 *s, struct node_info *ret)
+{
+    CLEANUP(free) struct node_info *data = xnew(struct node_info);
+
+    node_get_info(s->data, data);
+    ret->can_write_zeroes_fast = !s->raw_data || data->can_write_zeroes_fast;
+    if (ret->allocated != UINT64_MAX && data->allocated != UINT64_MAX)
+        ret->allocated += data->allocated;
+}
+
 static void qcow2_get_info(struct node *n, struct node_info *ret)
 {
     struct qcow2 *s = n->state;
@@ -352,7 +364,10 @@ static void qcow2_get_info(struct node *n, struct node_info *ret)
     ret->cluster_size = (uint32_t)s->cluster_size;
     ret->dirty = s->header.incompatible & QCOW2_INCOMPAT_DIRTY;
     ret->can_unmap = true;
-    ret->can_write_zeroes_fast = s->geo.version >= 3 || qcow2_unallocated_is_zero(s, 0);
+    if (s->geo.data_file)
+        add_data_file_info(s, ret);
+    else
+        ret->can_write_zeroes_fast = s->geo.version >= 3 || qcow2_unallocated_is_zero(s, 0);
     snprintf(ret->backing_file, sizeof(ret->backing_file), "%s", s->header.backing_file);
     snprintf(ret->backing_format, sizeof(ret->backing_format), "%s", s->header.backing_format);
 }
@@ -376,6 +391,10 @@ static json_t *qcow2_format_info(struct node *n)
         json_object_set_new(data, "corrupt",
                             json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT));
         json_object_set_new(data, "extended-l2", json_boolean(s->geo.extended));
+        if (h->data_file[0])
+            json_object_set_new(data, "data-file", json_string(h->data_file));
+        if (s->geo.data_file)
+            json_object_set_new(data, "data-file-raw", json_boolean(s->raw_data));
     }
     return json_pack("{s:s, s:o}", "type", "qcow2", "data", data);
 }

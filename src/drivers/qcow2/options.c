@@ -46,7 +46,7 @@ static const struct schema_member members[] = {
       "no effect: caches hold what they have until it is pushed out"),
     O(encrypt, "encrypt", &schema_any, "refused: encryption is not supported"),
     O(data_file, "data-file", &blockdev_ref_type,
-      "refused: external data files are not supported"),
+      "the file with the guest's data, of an image that has one (default: what the image names)"),
     SCHEMA_END,
 };
 
@@ -77,8 +77,6 @@ bool qcow2_options_check(const struct qcow2_options *o, struct err *err)
 {
     if (o->has_encrypt)
         return err_set(err, -ENOTSUP, "encrypted qcow2 images are not supported");
-    if (o->has_data_file)
-        return err_set(err, -ENOTSUP, "external data files are not supported");
     /* QEMU block/qcow2.c, read_cache_sizes. */
     if (o->has_cache_size && o->has_l2_cache_size && o->has_refcount_cache_size)
         return err_set(err, -EINVAL, "cache-size, l2-cache-size and refcount-cache-size may not "

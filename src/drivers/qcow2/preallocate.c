@@ -14,13 +14,13 @@
 struct prealloc {
     struct qcow2 *s;
     enum qcow2_prealloc mode;
-    void *zeros;                 /* ZEROS_BYTES, with FULL */
+    void *zeros;                 /* ZEROS_BYTES, with FULL, and with a data file */
 };
 
 /* Whether the cluster can get a host cluster without the guest's seeing it. */
 static bool wants_cluster(const struct qcow2 *s, uint64_t cluster, const struct qcow2_l2_entry *e)
 {
-    if (e->host || e->kind == QCOW2_COMPRESSED_KIND)
+    if (e->placed || e->kind == QCOW2_COMPRESSED_KIND)
         return false;
     return s->geo.extended || e->kind == QCOW2_ZERO_PLAIN ||
            qcow2_unallocated_is_zero(s, cluster << s->geo.cluster_bits);
@@ -42,20 +42,22 @@ static void set_entry(struct qcow2 *s, void *slice, uint32_t i, uint64_t cluster
         qcow2_l2_entry_set(&s->geo, slice, i, v, e->alloc, e->zero);
 }
 
-/* How many of the @n clusters from @first on want one; they lie in one slice. */
-static int co_count(struct qcow2 *s, uint64_t first, uint32_t n, uint32_t *ret)
+/* How many of the @n clusters from @first on want one, and how many there are before
+ * the first of them; they lie in one slice. */
+static int co_count(struct qcow2 *s, uint64_t first, uint32_t n, uint32_t *ret, uint32_t *ret_skip)
 {
     struct qcow2_l2_place place;
     const void *slice;
     struct qcow2_l2_entry e;
     int r = co_qcow2_l2_get(s, first << s->geo.cluster_bits, &slice, &place);
 
-    *ret = 0;
+    *ret = *ret_skip = 0;
     for (uint32_t i = 0; r == 0 && i < n; i++) {
         e = (struct qcow2_l2_entry){ .kind = QCOW2_UNALLOCATED };
         if (slice && !qcow2_l2_entry_get(&s->geo, slice, place.index + i, &e))
             r = -EIO;
         *ret += r == 0 && wants_cluster(s, first + i, &e);
+        *ret_skip += !*ret;
     }
     return r;
 }
@@ -101,13 +103,61 @@ static int co_link(struct qcow2 *s, uint64_t first, uint32_t n, const struct qco
 
         if (!qcow2_l2_entry_get(&s->geo, slice, place.index + i, &e))
             r = -EIO;
-        else if (wants_cluster(s, first + i, &e))
-            set_entry(s, slice, place.index + i, first + i, &e,
-                      space->host + used++ * s->cluster_size, zero);
+        else if (wants_cluster(s, first + i, &e)) {
+            uint64_t host = s->geo.data_file ? (first + i) << s->geo.cluster_bits
+                                             : space->host + used * s->cluster_size;
+
+            set_entry(s, slice, place.index + i, first + i, &e, host, zero);
+            used++;
+        }
     }
     *ret_used = used;
     return r;
 }
+
+/* ---- in a data file ------------------------------------------------------ */
+
+static int co_reads_as_zero(struct node *n, uint64_t off, uint64_t len, bool *ret)
+{
+    struct block_status st = { .len = 0 };
+
+    *ret = true;
+    for (int r; *ret && len; off += st.len, len -= st.len) {
+        r = co_node_status(n, off, len, &st);
+        if (r < 0)
+            return r;
+        *ret = st.flags & STATUS_ZERO;
+    }
+    return 0;
+}
+
+/* Of the @n clusters from @first on, of which the first wants one. They have their
+ * places, which may be written to by a guest at any moment: so all that is done here
+ * is to say that they are used, where they read as zero. Else zeros are written
+ * as guests would, under a claim, to one cluster. */
+static int co_step_in_data_file(const struct prealloc *p, uint64_t first, uint32_t n)
+{
+    struct qcow2 *s = p->s;
+    uint64_t off = first << s->geo.cluster_bits, len;
+    struct qcow2_space space = { .host = off, .n = n };
+    uint32_t used;
+    bool zero = false;
+    int r = co_qcow2_data_grow(s, s->node->size);
+
+    len = MIN(n * s->cluster_size, s->node->size - off);
+    if (r == 0 && p->mode == QCOW2_PREALLOC_METADATA)
+        r = co_reads_as_zero(s->data, off, len, &zero);
+    if (r < 0)
+        return r;
+    if (zero)
+        return co_link(s, first, n, &space, false, &used);
+
+    struct iovec iov = { p->zeros, MIN(len, s->cluster_size) };
+
+    return co_qcow2_write_run(s, off, iov.iov_len, &iov, 1, REQ_BULK);
+}
+
+/* ---- all of it ----------------------------------------------------------- */
 
 /* One run of clusters for some of the @n guest clusters from @first on; *ret_missing:
  * how many wanted one. */
@@ -115,12 +165,14 @@ static int co_step(const struct prealloc *p, uint64_t first, uint32_t n, uint32_
 {
     struct qcow2 *s = p->s;
     struct qcow2_space space;
-    uint32_t used = 0;
+    uint32_t used = 0, skip;
     bool zero;
-    int r = co_count(s, first, n, ret_missing);
+    int r = co_count(s, first, n, ret_missing, &skip);
 
     if (r < 0 || !*ret_missing)
         return r;
+    if (s->geo.data_file)
+        return co_step_in_data_file(p, first + skip, n - skip);
     r = co_qcow2_alloc(s, *ret_missing, &space);
     if (r < 0)
         return r;
@@ -160,7 +212,8 @@ bool co_qcow2_preallocate(struct node *n, uint64_t off, uint64_t len, enum qcow2
                           struct err *err)
 {
     struct qcow2 *s = n->state;
-    CLEANUP(free) void *zeros = mode == QCOW2_PREALLOC_FULL ? try_alloc_aligned(ZEROS_BYTES) : NULL;
+    bool writes = mode == QCOW2_PREALLOC_FULL || s->geo.data_file;
+    CLEANUP(free) void *zeros = writes ? try_alloc_aligned(ZEROS_BYTES) : NULL;
     struct prealloc p = { .s = s, .mode = mode, .zeros = zeros };
     int r;
 
@@ -171,7 +224,7 @@ bool co_qcow2_preallocate(struct node *n, uint64_t off, uint64_t len, enum qcow2
         return true;
     if (n->read_only)
         return err_set(err, -EPERM, "Node '%s' is read-only", n->name);
-    if (mode == QCOW2_PREALLOC_FULL && !zeros)
+    if (writes && !zeros)
         return err_set(err, -ENOMEM, "Out of memory");
     if (zeros)
         memset(zeros, 0, ZEROS_BYTES);

@@ -40,6 +40,7 @@ struct qcow2_unpacker;
 struct qcow2 {
     struct node *node;           /* the node itself */
     struct node *file;           /* its child */
+    struct node *data;           /* where the guest's data is: the same, or the data file */
 
     /* Never changed after opening. */
     struct qcow2_geometry geo;
@@ -48,6 +49,7 @@ struct qcow2 {
     uint8_t l2_slice_bits;       /* L2 entries in a slice: 1 << bits */
     uint8_t ref_slice_bits;      /* refcounts in a slice */
     uint8_t ref_block_bits;      /* refcounts in a block */
+    bool raw_data;               /* the data file has to read as the disk does */
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref;
     struct qcow2_cache_sizes cache_sizes;
 
@@ -128,12 +130,17 @@ static inline bool qcow2_unallocated_is_zero(const struct qcow2 *s, uint64_t off
  * need not be whole). */
 MUST_CHECK int co_qcow2_host_read(struct qcow2 *s, uint64_t host, uint64_t len,
                                   const struct iovec *iov, int niov, unsigned flags);
-/* The same for metadata into one buffer; -EIO when all of it lies beyond the end. */
+/* The same of the file that has the guest's data. */
+MUST_CHECK int co_qcow2_data_read(struct qcow2 *s, uint64_t host, uint64_t len,
+                                  const struct iovec *iov, int niov, unsigned flags);
+/* The same as the first for metadata into one buffer; -EIO when all of it lies beyond the end. */
 MUST_CHECK int co_qcow2_meta_read(struct qcow2 *s, uint64_t host, uint64_t len, void *buf);
 MUST_CHECK int co_qcow2_meta_write(struct qcow2 *s, uint64_t host, uint64_t len, const void *buf);
 
 /* See to it that the file has @end bytes at least. Keeps ahead in larger steps. */
 MUST_CHECK int co_qcow2_host_grow(struct qcow2 *s, uint64_t end);
+/* The same of the file that has the guest's data; a data file gets the disk's length. */
+MUST_CHECK int co_qcow2_data_grow(struct qcow2 *s, uint64_t end);
 /* On closing: give back what the file was kept ahead. */
 void co_qcow2_host_trim(struct qcow2 *s);
 
@@ -255,6 +262,14 @@ struct qcow2_extent {
     uint32_t head, tail;
     bool zero_around;
 };
+
+/* In a data file the guest's clusters lie where the guest has them, and nowhere else. */
+static inline bool qcow2_place_is_right(const struct qcow2 *s, const struct qcow2_l2_entry *e,
+                                        uint64_t off)
+{
+    return LIKELY(!s->geo.data_file) || !e->placed ||
+           e->host == align_down(off, s->cluster_size);
+}
 
 /* What maps the beginning of [off, off+len): the longest run of one kind (in one
  * place, where it has one) that can be told without loading more than a slice. */
@@ -409,6 +424,8 @@ MUST_CHECK int co_qcow2_shrink(struct qcow2 *s, uint64_t size);
 /* ---- sync.c -------------------------------------------------------------- */
 
 int co_qcow2_flush(struct node *n);
+/* Flush the file that has the guest's data, if that is not the image file. */
+MUST_CHECK int co_qcow2_flush_data(struct qcow2 *s);
 /* Flush the image file. Once that has failed it fails for ever (I-Q9). */
 MUST_CHECK int co_qcow2_flush_file(struct qcow2 *s);
 /* Bring all metadata to the disk in the order of I-Q1 .. I-Q4. */
@@ -440,10 +457,24 @@ static inline void qcow2_leave(struct qcow2 *s, unsigned entered)
         waitq_wake_all(&s->drained);
 }
 
+/* ---- datafile.c: guest data in a file of its own -------------------------- */
+
+/* Set s->data: open the data file, if the image has one, as the option says or else
+ * the header names it. The header is read. */
+MUST_CHECK bool co_qcow2_open_data_file(struct qcow2 *s, const struct schema_alt *option,
+                                        struct err *err);
+/* Make [off, off+len) of it zero. @flags: REQ_ flags of a zero write. */
+MUST_CHECK int co_qcow2_zero_data(struct qcow2 *s, uint64_t off, uint64_t len, unsigned flags);
+
 /* ---- backing.c ----------------------------------------------------------- */
 
 /* Open the backing file that the header names as the child "backing", as it names
  * it: by its rules (image_dirs.h) and with the format that it says. */
 MUST_CHECK bool co_qcow2_open_named_backing(struct qcow2 *s, struct err *err);
+/* What to open for @name, which the header names as its @what ("backing file"): a
+ * path, or an URI. NULL with @err when an image may not name that; @option would
+ * be the way to say it. free() it. Suspends. */
+char *co_qcow2_resolve_name(struct qcow2 *s, const char *name, const char *what,
+                            const char *option, struct err *err);
 
 #endif

@@ -137,6 +137,8 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
     r = co_qcow2_begin_write(s);
     if (r == 0 && size != n->size)
         r = co_qcow2_bitmaps_outdate(s);
+    if (r == 0 && s->geo.data_file)
+        r = co_qcow2_data_grow(s, size);
     if (r == 0 && entries > s->l1.n)
         r = co_lengthen_l1(s, (uint32_t)entries);
     if (r == 0 && size > n->size)

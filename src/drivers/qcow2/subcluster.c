@@ -35,11 +35,16 @@ static unsigned alike(const struct qcow2_l2_entry *e, unsigned sub, enum qcow2_k
         *ret_kind = QCOW2_NORMAL;
         like = e->alloc;
     } else if (e->zero >> sub & 1) {
-        *ret_kind = e->host ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
+        *ret_kind = e->placed ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
         like = e->zero;
     }
     unlike = ~(like >> sub);
     return unlike ? (unsigned)__builtin_ctz(unlike) : QCOW2_SUBCLUSTERS;
+}
+
+static bool has_host(enum qcow2_kind kind)
+{
+    return kind == QCOW2_NORMAL || kind == QCOW2_ZERO_ALLOC;
 }
 
 /* Whether the run *x, which ends with a cluster, goes on in cluster @e, whose
@@ -52,7 +57,7 @@ static bool goes_on(const struct qcow2_extent *x, const struct qcow2_l2_entry *e
     if (e->kind == QCOW2_COMPRESSED_KIND)
         return false;
     *ret_n = alike(e, 0, &kind);
-    return kind == x->kind && (!x->host || (e->host == host && e->copied == x->copied));
+    return kind == x->kind && (!has_host(kind) || (e->host == host && e->copied == x->copied));
 }
 
 int qcow2_map_subclusters(const struct qcow2 *s, const void *slice, uint32_t index, uint64_t off,
@@ -70,7 +75,9 @@ int qcow2_map_subclusters(const struct qcow2 *s, const void *slice, uint32_t ind
         return 0;
     }
     n = alike(&e, sub, &ret->kind);
-    if (ret->kind != QCOW2_UNALLOCATED && e.host) {
+    if (UNLIKELY(!qcow2_place_is_right(s, &e, off)))
+        return -EIO;
+    if (has_host(ret->kind)) {
         ret->copied = e.copied;
         ret->host = e.host + in_cluster;
     }
@@ -191,6 +198,8 @@ int co_qcow2_map_clusters(struct qcow2 *s, uint64_t off, uint64_t len, struct qc
         return r;
     }
     if (UNLIKELY(!qcow2_l2_entry_get(&s->geo, slice, place.index, &first)))
+        return -EIO;
+    if (UNLIKELY(!qcow2_place_is_right(s, &first, off)))
         return -EIO;
     last = first;
     *ret = (struct qcow2_extent){ .kind = QCOW2_MIXED, .entry = first };

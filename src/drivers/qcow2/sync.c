@@ -10,7 +10,7 @@
  *     refcount slices                        (as they are: a count too high leaks)
  *       or, lazy, the dirty bit and a flush  I-Q10: instead, once
  *     flush, refcount table, if it changed   I-Q2: blocks before the table's entries
- *     flush                                  I-Q1, I-Q3: data, refcounts and new L2
+ *     flush (the data file too)              I-Q1, I-Q3: data, refcounts and new L2
  *     L2 slices, L1 table                      tables before entries that use them
  *     flush
  *     the dropped runs are freed             I-Q4: no entry on disk names them
@@ -184,6 +184,15 @@ static int freeze(struct qcow2 *s)
 
 /* I-Q9: after a failure nobody can tell what of all that was written before is
  * there; the next flush might succeed and have lost it. */
+int co_qcow2_flush_data(struct qcow2 *s)
+{
+    int r = s->geo.data_file ? co_node_flush(s->data) : 0;
+
+    if (r < 0)
+        s->flush_error = r;
+    return s->flush_error;
+}
+
 int co_qcow2_flush_file(struct qcow2 *s)
 {
     int r = co_node_flush(s->file);
@@ -211,6 +220,8 @@ static int co_write_frozen(struct qcow2 *s)
         if (r == 0)
             r = co_qcow2_table_write_frozen(&s->reftable, co_write_meta, s);
     }
+    if (r == 0)
+        r = co_qcow2_flush_data(s);
     if (r == 0 && (s->l1.n_frozen || qcow2_cache_has_frozen(s->l2))) {
         r = co_qcow2_flush_file(s);
         if (r == 0)
@@ -302,7 +313,12 @@ int co_qcow2_flush(struct node *n)
 
     if (n->read_only)
         return 0;
-    return anything_dirty(s) ? co_qcow2_sync(s) : co_qcow2_flush_file(s);
+    if (anything_dirty(s))
+        return co_qcow2_sync(s);
+
+    int r = co_qcow2_flush_data(s);
+
+    return r < 0 ? r : co_qcow2_flush_file(s);
 }
 
 static void co_sync_in_background(void *arg)

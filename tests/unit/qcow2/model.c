@@ -287,6 +287,12 @@ void co_model_make(const struct shape *s, const char *name, const char *backing,
         .compression = s->compression, .backing_file = backing, .backing_format = format,
     };
 
+    if (s->data_file) {
+        o.data_file = "model.data";
+        o.data_file_raw = s->raw_data;
+        make_file(work_path("model.data"), 0);
+        make_file(work_path("model.data"), s->size);
+    }
     if (!s->create)
         co_make_image(name, &o);
     else
@@ -353,4 +359,6 @@ void model_judge(struct model *model)
     expect_clean(model->image, false);
     save_file("shadow.raw", model->shadow, model->size);
     expect_same(model->image, "shadow.raw");
+    if (model->shape->raw_data)
+        must_run("cmp model.data shadow.raw");
 }

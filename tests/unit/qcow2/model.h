@@ -23,6 +23,7 @@ struct shape {
     bool extended;               /* with subclusters */
     bool compress;               /* some of the writes are compressed */
     enum qcow2_compression compression;
+    bool data_file, raw_data;    /* data is in a file of its own, and has to be raw there */
     bool snapshot;               /* the test has QEMU take one before it begins */
     const char *create;          /* QEMU makes it, with these options; NULL: this driver */
     bool resize;                 /* operations may change the size, up to room */

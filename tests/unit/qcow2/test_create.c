@@ -246,7 +246,7 @@ CO_TEST(options_of_the_node)
         const char *more, *words;
     } bad[] = {
         { "'encrypt': {'format': 'luks'}", "encrypted qcow2 images are not supported" },
-        { "'data-file': 'x'", "external data files are not supported" },
+        { "'data-file': 'x'", "can only be set for images with an external" },
         { "'overlap-check': 'some'", "does not accept value 'some'" },
         { "'overlap-check': 7", "Parameter 'overlap-check'" },
         { "'l2-cache-entry-size': 1000", "power of two" },

@@ -108,7 +108,7 @@ static void every_field_is_checked(void **state)
         { 56, 4, 129, "refcount table has 8454144 bytes" },
         { 56, 4, UINT32_MAX, "refcount table has" },
         { 60, 4, 65537, "65537 snapshots" },
-        { 72, 8, 1ULL << 2, "'external data file'" },
+        { 72, 8, 1ULL << 5, "feature bit 5" },
         { 72, 8, 1ULL << 4, "L1 table is too small: 20 entries where the virtual size needs 40" },
         { 72, 8, 1ULL << 60, "feature bit 60" },
         { 72, 8, 1ULL << 3, "compression type 0 and its feature bit" },

@@ -16,6 +16,20 @@ static const struct shape shapes[] = {
     { "64k-lazy", 65536, 16, 3, 8 * MiB, NO_BACKING, 0, LAZY ", 'discard': 'unmap'", 400 },
     { "512-lazy", 512, 16, 3, 2 * MiB, NO_BACKING, 0, LAZY TINY_CACHES ", 'discard': 'unmap'",
       600 },
+    { "64k-data", 65536, 16, 3, 8 * MiB + 512, NO_BACKING, 0, ", 'discard': 'unmap'", 400,
+      .data_file = true },
+    { "64k-data-over-raw", 65536, 16, 3, 8 * MiB, RAW_BACKING, 5 * MiB + 512,
+      LAZY ", 'discard': 'unmap'", 400, .data_file = true },
+    { "64k-data-no-unmap", 65536, 16, 3, 8 * MiB, QCOW2_BACKING, 8 * MiB,
+      ", 'discard': 'unmap', 'pass-discard-request': false", 400, .data_file = true },
+    { "64k-data-raw", 65536, 16, 3, 8 * MiB + 512, NO_BACKING, 0, ", 'discard': 'unmap'", 400,
+      .data_file = true, .raw_data = true },
+    { "512-data-raw", 512, 16, 3, 2 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 400,
+      .data_file = true, .raw_data = true },
+    { "64k-extended-data-over-qcow2", 65536, 16, 3, 8 * MiB, QCOW2_BACKING, 5 * MiB,
+      ", 'discard': 'unmap'", 400, .extended = true, .data_file = true },
+    { "16k-extended-data-raw", 16384, 16, 3, 4 * MiB + 512, NO_BACKING, 0,
+      ", 'discard': 'unmap'", 400, .extended = true, .data_file = true, .raw_data = true },
     { "64k-over-raw", 65536, 16, 3, 8 * MiB, RAW_BACKING, 8 * MiB, ", 'discard': 'unmap'", 400 },
     { "64k-over-shorter-raw", 65536, 16, 3, 8 * MiB, RAW_BACKING, 3 * MiB + 1536, "", 400 },
     { "64k-over-longer-qcow2", 65536, 16, 3, 4 * MiB + 512, QCOW2_BACKING, 8 * MiB,
@@ -82,7 +96,7 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
 {
     struct model model;
     /* Each packed cluster has a reference already: one more may not fit into two bits. */
-    bool snapshot = shape->refcount_bits > (shape->compress ? 4 : 1);
+    bool snapshot = shape->refcount_bits > (shape->compress ? 4 : 1) && !shape->data_file;
 
     work_in_memory(!strstr(shape->options, "direct"));
     co_model_init(&model, shape, seed);
