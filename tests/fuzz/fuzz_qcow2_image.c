@@ -11,6 +11,8 @@
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
+#include "drivers/qcow2/bitmaps.h"
+#include "drivers/qcow2/snapshot.h"
 #include "fuzz.h"
 #include "loop/co_sync.h"
 #include <stdio.h>
@@ -273,6 +275,62 @@ static void co_run_script(struct node *n, const uint8_t *script, size_t size)
         co_waitq_wait(&s.done);
 }
 
+/* ---- snapshots and bitmaps ------------------------------------------------ */
+
+/* Bits that are loaded: more are only a question of memory. */
+#define BITS_MAX (1ULL << 28)
+
+static void co_use_bitmaps(struct node *n, bool writable)
+{
+    struct bitmap *bm = NULL;
+    bool ok = true;
+
+    for (uint32_t i = 0; i < qcow2_bitmaps_count(n) && i < 8; i++) {
+        struct qcow2_bitmap_info info;
+
+        qcow2_bitmaps_get(n, i, &info);
+        bitmap_free(MOVE(bm));
+        if (!info.granularity || node_size(n) / info.granularity > BITS_MAX)
+            continue;
+        ok = co_qcow2_bitmap_load(n, info.name, &bm, NULL);
+        if (ok && writable) {
+            struct qcow2_bitmap_put put = { info.name, info.granularity, info.enabled, bm };
+            char *name = xstrdup(info.name);
+
+            put.name = name;
+            ok = co_qcow2_bitmaps_store(n, &put, 1, NULL);
+            free(name);
+        }
+    }
+    bitmap_free(bm);
+    if (writable && qcow2_bitmaps_count(n)) {
+        struct qcow2_bitmap_info info;
+        char *name;
+
+        qcow2_bitmaps_get(n, 0, &info);
+        name = xstrdup(info.name);
+        ok = co_qcow2_bitmap_remove(n, name, NULL);
+        free(name);
+    }
+    (void)ok;
+}
+
+/* Of an idle node. */
+static void co_use_snapshots(struct node *n)
+{
+    json_t *list = qcow2_snapshot_list(n);
+    const char *id = json_string_value(json_object_get(json_array_get(list, 0), "id"));
+    bool ok = co_qcow2_snapshot_create(n, "fuzz", NULL);
+
+    if (id)
+        ok = co_qcow2_snapshot_apply(n, id, NULL);
+    ok = co_qcow2_snapshot_delete(n, "snapshot.name=fuzz", NULL);
+    if (id)
+        ok = co_qcow2_snapshot_delete(n, id, NULL);
+    (void)ok;
+    json_decref(list);
+}
+
 /* ---- a run ---------------------------------------------------------------- */
 
 struct run {
@@ -332,6 +390,10 @@ static void co_run(void *arg)
     if (!n)
         n = co_open(options[kind % ARRAY_SIZE(options)], false);
     if (n) {
+        co_run_script(n, script, length);
+        co_use_bitmaps(n, !node_read_only(n));
+        if (!node_read_only(n))
+            co_use_snapshots(n);
         co_run_script(n, script, length);
         co_node_unref(n);
     }

@@ -7,6 +7,9 @@
 #include "base/mem.h"
 #include <inttypes.h>
 
+/* L2 tables before others may run: reading them need not suspend. */
+#define TABLES_AT_ONCE 16
+
 static const char corrupt[] = "the image is corrupt; 'qemu-img check' tells more";
 
 /* What went wrong with references. */
@@ -266,13 +269,29 @@ static int co_change_table(struct qcow2_retree *t, bool drop)
     return r < 0 ? r : co_change(t, first, n, drop);
 }
 
+/* The L2 table at @host and what it names. Its own refcount first: a table that is not
+ * in use is not read. */
+static int co_refer_table(struct qcow2_retree *t, uint64_t host, bool drop)
+{
+    struct qcow2 *s = t->s;
+    int r = co_change(t, host >> s->geo.cluster_bits, 1, drop);
+
+    if (r == 0)
+        r = co_qcow2_meta_read(s, host, s->cluster_size, t->table);
+    return r < 0 ? r : co_change_table(t, drop);
+}
+
 bool co_qcow2_retree_refer(struct qcow2_retree *t, const uint64_t *l1, uint32_t n, bool drop,
                            struct err *err)
 {
     struct qcow2 *s = t->s;
+    /* An L1 table names no L2 table twice; one that does could keep us busy for days. */
+    CLEANUP(bitmap_free) struct bitmap *seen = bitmap_new(bitmap_size(t->freed));
 
+    if (!seen)
+        return refs_failed(-ENOMEM, err);
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t host;
+        uint64_t host, cluster;
         bool copied;
         int r;
 
@@ -280,13 +299,14 @@ bool co_qcow2_retree_refer(struct qcow2_retree *t, const uint64_t *l1, uint32_t 
             return refs_failed(-EILSEQ, err);
         if (!host)
             continue;
-        r = co_qcow2_meta_read(s, host, s->cluster_size, t->table);
-        if (r == 0)
-            r = co_change_table(t, drop);
-        if (r == 0)
-            r = co_change(t, host >> s->geo.cluster_bits, 1, drop);
+        cluster = host >> s->geo.cluster_bits;
+        if (cluster >= bitmap_size(seen) || !bitmap_set_bit(seen, cluster))
+            return refs_failed(-EILSEQ, err);
+        r = co_refer_table(t, host, drop);
         if (r < 0)
             return refs_failed(r, err);
+        if (i % TABLES_AT_ONCE == 0)
+            co_yield();
     }
     return true;
 }
@@ -393,6 +413,8 @@ static int co_write_l1(struct qcow2_retree *t)
             return -EILSEQ;
         if (host)
             r = co_make_entry(t, host, &entry);
+        if (i % TABLES_AT_ONCE == 0)
+            co_yield();
         if (r < 0)
             return r;
         qcow2_entry_set(disk, i, entry);

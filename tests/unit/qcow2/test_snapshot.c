@@ -6,6 +6,8 @@
  * Method: a disk and shadows of it and of each snapshot, random changes, qemu-img
  * check after each; the N-th failure loop; replays of a record (record.h).
  */
+#include "base/bytes.h"
+#include "drivers/qcow2/format.h"
 #include "drivers/qcow2/snapshot.h"
 #include "nth_failure.h"
 #include "record.h"
@@ -543,6 +545,111 @@ CO_TEST(going_back_to_a_snapshot_of_another_size)
     must_run("qemu-img info s.qcow2 | grep -q 'virtual size: 3 MiB'");
 }
 
+/* Opened for writing it is refused; reading the disk goes on. */
+static void co_expect_bad_table(const char *words)
+{
+    struct node *n;
+
+    co_open_refused(words, "{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': '%s'}}",
+                    work_path("s.qcow2"));
+    n = co_open_image("s.qcow2", ", 'read-only': true");
+    co_expect(n, 0, 512, 7);
+    co_node_unref(n);
+    must_run("cp before.qcow2 s.qcow2");
+}
+
+static uint64_t get64(uint64_t at)
+{
+    uint8_t buf[8];
+
+    file_read(work_path("s.qcow2"), at, buf, sizeof(buf));
+    return load_be64(buf);
+}
+
+static void set64(uint64_t at, uint64_t v)
+{
+    uint8_t buf[8];
+
+    store_be64(buf, v);
+    file_write(work_path("s.qcow2"), at, buf, sizeof(buf));
+}
+
+/* QEMU's image with one snapshot; where its table is. */
+static uint64_t make_one(void)
+{
+    must_run("rm -f s.qcow2 && qemu-img create -q -f qcow2 s.qcow2 3M && "
+             "qemu-io -f qcow2 -c 'write -P 7 0 1M' s.qcow2 && "
+             "qemu-img snapshot -c a s.qcow2 && cp s.qcow2 before.qcow2");
+    return get64(64);
+}
+
+CO_TEST(a_snapshot_table_that_cannot_be)
+{
+    uint64_t table = make_one();
+
+    set64(64, 1ULL << 40);
+    co_expect_bad_table("where none can be");
+    set64(table, get64(table) + 512);
+    co_expect_bad_table("has no place in the image");
+    set64(table, 1ULL << 40);
+    co_expect_bad_table("could not read the L1 table of snapshot 'a'");
+    set64(table + 8, 0xffffffffULL << 32 | 0x10001);
+    co_expect_bad_table("more than the");
+    set64(table + 32, 0x7fffffff);
+    co_expect_bad_table("bytes of extra data");
+    set64(table + 48, UINT64_MAX);
+    co_expect_bad_table("is too large");
+    set64(table + 8, 1ULL << 32 | 0xffffffff);
+    co_expect_bad_table("reaches past the end");
+    set64(56, 1ULL << 32 | 30000);
+    co_expect_bad_table("reaches past the end");
+}
+
+/* An L2 entry of the disk that says that a snapshot's tables were its data. */
+CO_TEST(tables_of_snapshots_are_never_written_as_data)
+{
+    for (int i = 0; i < 3; i++) {
+        uint64_t table = make_one(), l1 = get64(table), l2 = get64(l1) & QCOW2_OFFSET_MASK;
+        const uint64_t places[] = { table, l1, l2 };
+        CLEANUP(free) void *data = xzalloc(65536);
+        uint64_t was, active;
+        struct node *n;
+
+        n = co_open_image("s.qcow2", "");
+        co_fill(n, 0, 65536, 8);             /* a table of its own */
+        co_node_unref(n);
+        active = get64(get64(40)) & QCOW2_OFFSET_MASK;
+        assert_int_not_equal(active, l2);
+        set64(active + 8, places[i] | QCOW2_COPIED);
+        was = get64(places[i]);
+        n = co_open_image("s.qcow2", "");
+        assert_int_equal(co_node_pwrite(n, 65536, 65536, data, 0), -EIO);
+        assert_int_equal(co_node_pwrite(n, 0, 512, data, 0), -EIO);      /* marked corrupt */
+        co_node_unref(n);
+        assert_int_equal(get64(places[i]), was);
+    }
+}
+
+/* Else a small image could name one table a million times. */
+CO_TEST(an_l2_table_that_is_named_twice_is_refused)
+{
+    struct node *n;
+    uint64_t l1;
+
+    must_run("rm -f s.qcow2 && qemu-img create -q -f qcow2 -o cluster_size=4k s.qcow2 8M && "
+             "qemu-io -f qcow2 -c 'write -P 7 0 1M' s.qcow2 && qemu-img snapshot -c a s.qcow2");
+    l1 = get64(get64(64));
+    assert_true(get64(l1) && !get64(l1 + 8));
+    set64(l1 + 8, get64(l1));
+    n = co_open_image("s.qcow2", "");
+    co_expect_refusal(n, APPLY, "a", "the image is corrupt");
+    co_expect_refusal(n, DELETE, "a", "the image is corrupt");
+    co_expect(n, 0, MiB, 7);
+    co_fill(n, 4 * MiB, MiB, 8);             /* nothing has happened */
+    co_expect(n, 4 * MiB, MiB, 8);
+    co_node_unref(n);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -551,6 +658,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_power_cut_leaves_it_as_before_or_as_after),
         cmocka_unit_test(what_cannot_be_is_refused),
         cmocka_unit_test(going_back_to_a_snapshot_of_another_size),
+        cmocka_unit_test(a_snapshot_table_that_cannot_be),
+        cmocka_unit_test(tables_of_snapshots_are_never_written_as_data),
+        cmocka_unit_test(an_l2_table_that_is_named_twice_is_refused),
     };
 
     work_in_memory(true);
