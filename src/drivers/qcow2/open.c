@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
+#include "drivers/qcow2/check.h"
 #include "drivers/qcow2/bitmaps.h"
 #include "drivers/qcow2/qcow2.h"
 #include <inttypes.h>
@@ -35,16 +36,29 @@ static bool co_read_header(struct qcow2 *s, struct err *err)
     return qcow2_header_parse(buf, bytes, &s->header, err);
 }
 
-static bool check_writable(const struct qcow2_header *h, struct err *err)
+/* The refcounts of an image that was not closed cleanly may be wrong (lazy refcounts):
+ * they are made right before anything is written, as QEMU does. */
+static bool co_repair_dirty(struct qcow2 *s, struct err *err)
 {
-    if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+    const struct qcow2_check_opts o = { .repair = QCOW2_REPAIR_ALL };
+    struct qcow2_check_result result;
+
+    if (!co_qcow2_check(s->file, &o, &result, err)) {
+        err_prefix(err, "the image was not closed cleanly and could not be repaired: ");
+        return false;
+    }
+    if (result.corruptions || result.check_errors)
+        return err_set(err, -EROFS, "the image was not closed cleanly and is corrupt: it can only "
+                       "be opened read-only; 'stillpoint check' tells what is wrong");
+    return co_read_header(s, err);
+}
+
+static bool co_see_to_writable(struct qcow2 *s, struct err *err)
+{
+    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return err_set(err, -EROFS, "the image is marked corrupt and can only be opened "
-                       "read-only; repair it with 'qemu-img check -r all'");
-    if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
-        return err_set(err, -EROFS, "the image was not closed cleanly and its refcounts may be "
-                       "wrong (lazy refcounts): it can only be opened read-only; repair it with "
-                       "'qemu-img check -r all'");
-    return true;
+                       "read-only; repair it with 'stillpoint check --repair all'");
+    return !(s->header.incompatible & QCOW2_INCOMPAT_DIRTY) || co_repair_dirty(s, err);
 }
 
 /* ---- metadata ------------------------------------------------------------ */
@@ -71,7 +85,7 @@ static bool claim_metadata(struct qcow2 *s, uint64_t host, const char *what, uin
 
     if (qcow2_is_metadata(s, host, s->cluster_size))
         return err_set(err, -EINVAL, "the image is corrupt: %s %" PRIu32 " lies at offset "
-                       "%" PRIu64 ", where other metadata is; 'qemu-img check' tells more", what, i,
+                       "%" PRIu64 ", where other metadata is; 'stillpoint check' tells more", what, i,
                        host);
     r = qcow2_metaset_add(&s->meta, host >> s->geo.cluster_bits);
     return r == 0 || err_errno(err, r, "could not open the image");
@@ -89,14 +103,14 @@ static bool map_metadata(struct qcow2 *s, struct err *err)
             continue;
         if (!qcow2_l1_decode(&s->geo, s->l1.v[i], &host, &copied))
             return err_set(err, -EINVAL, "the image is corrupt: L1 entry %" PRIu32 " is invalid; "
-                           "'qemu-img check' tells more", i);
+                           "'stillpoint check' tells more", i);
         if (host && !claim_metadata(s, host, "L2 table", i, err))
             return false;
     }
     for (uint32_t i = 0; i < s->reftable.n; i++) {
         if (!qcow2_reftable_decode(&s->geo, s->reftable.v[i], &host))
             return err_set(err, -EINVAL, "the image is corrupt: refcount table entry %" PRIu32
-                           " is invalid; 'qemu-img check' tells more", i);
+                           " is invalid; 'stillpoint check' tells more", i);
         if (host && !claim_metadata(s, host, "refcount block", i, err))
             return false;
     }
@@ -266,7 +280,7 @@ static bool co_open_image(struct qcow2 *s, const struct qcow2_options *o, struct
     if (o->has_snapshot && !n->read_only)
         return err_set(err, -EROFS, "a snapshot can only be opened read-only: add "
                        "\"read-only\": true");
-    if (!co_read_header(s, err) || (!n->read_only && !check_writable(&s->header, err)))
+    if (!co_read_header(s, err) || (!n->read_only && !co_see_to_writable(s, err)))
         return false;
     if (o->has_lazy_refcounts && o->lazy_refcounts && s->header.version < 3)
         return err_set(err, -EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 "

@@ -268,16 +268,31 @@ CO_TEST(rubbish_in_a_compressed_cluster)
 
 /* ---- the header ---------------------------------------------------------- */
 
-CO_TEST(a_dirty_image_is_read_only)
+CO_TEST(a_dirty_image_is_repaired_when_it_is_opened_for_writing)
 {
     struct node *n;
+    uint8_t bits[8];
 
     co_make();
     set64(72, 1);
-    co_refused("it can only be opened read-only; repair it with 'qemu-img check -r all'", false);
     n = co_open_image("h.qcow2", ", 'read-only': true");
     co_expect(n, 0, CLUSTER, 1);
     co_node_unref(n);
+    assert_int_equal(run("qemu-io -r -f qcow2 -c 'read 0 1' h.qcow2"), 0);
+
+    n = co_open_image("h.qcow2", "");
+    co_expect(n, 0, CLUSTER, 1);
+    co_fill(n, 0, CLUSTER, 2);
+    co_node_unref(n);
+    expect_clean("h.qcow2", false);
+    file_read(work_path("h.qcow2"), 72, bits, sizeof(bits));
+    assert_int_equal(bits[7], 0);
+
+    /* What cannot be repaired stays as it is. */
+    co_make();
+    set64(72, 1);
+    set64(L2 + 8, 0x8000000000000000ULL | 0x7000000000000ULL | 512);
+    co_refused("is corrupt: it can only be opened read-only", false);
 }
 
 CO_TEST(an_unknown_feature_is_refused_by_name)
@@ -320,7 +335,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(two_tables_in_one_place),
         cmocka_unit_test(a_refcount_block_behind_the_end_of_the_file),
         cmocka_unit_test(rubbish_in_a_compressed_cluster),
-        cmocka_unit_test(a_dirty_image_is_read_only),
+        cmocka_unit_test(a_dirty_image_is_repaired_when_it_is_opened_for_writing),
         cmocka_unit_test(an_unknown_feature_is_refused_by_name),
         cmocka_unit_test(what_is_no_image),
     };
