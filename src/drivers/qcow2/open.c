@@ -85,8 +85,8 @@ static bool claim_metadata(struct qcow2 *s, uint64_t host, const char *what, uin
 
     if (qcow2_is_metadata(s, host, s->cluster_size))
         return err_set(err, -EINVAL, "the image is corrupt: %s %" PRIu32 " lies at offset "
-                       "%" PRIu64 ", where other metadata is; 'stillpoint check' tells more", what, i,
-                       host);
+                       "%" PRIu64 ", where other metadata is; 'stillpoint check' tells more",
+                       what, i, host);
     r = qcow2_metaset_add(&s->meta, host >> s->geo.cluster_bits);
     return r == 0 || err_errno(err, r, "could not open the image");
 }

@@ -10,7 +10,7 @@
 /* L2 tables before others may run: reading them need not suspend. */
 #define TABLES_AT_ONCE 16
 
-static const char corrupt[] = "the image is corrupt; 'qemu-img check' tells more";
+static const char corrupt[] = "the image is corrupt; 'stillpoint check' tells more";
 
 /* What went wrong with references. */
 static bool refs_failed(int r, struct err *err)
