@@ -29,6 +29,7 @@ int cmd_complete(int argc, char **argv);
 int cmd_set_speed(int argc, char **argv);
 int cmd_create(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_convert(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);

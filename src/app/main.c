@@ -24,6 +24,7 @@ static const struct command commands[] = {
     { "set-speed", "limit the speed of a job", cmd_set_speed },
     { "create", "make a new image", cmd_create },
     { "check", "see whether an image is consistent, and repair it", cmd_check },
+    { "convert", "copy an image to one of another kind", cmd_convert },
     { "info", "say what an image is", cmd_info },
     { "map", "show where the bytes of an image are", cmd_map },
     { "compare", "tell whether two images read the same", cmd_compare },

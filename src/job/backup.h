@@ -38,6 +38,11 @@ struct backup_opts {
     struct node *target;         /* the same; the job takes references of its own */
     bool target_is_zero;         /* just created without backing file: what is not written reads
                                   * as zero (as node_info.zero_init confirms) */
+    bool zero_is_sure;           /* the caller knows better than zero_init */
+    bool allocate;               /* zeros are written as data, holes too */
+    struct node *below;          /* full: what the target reads where it is not written, that is its
+                                  * backing file; only what differs is written. NULL: not looked at.
+                                  * Not written meanwhile; borrowed */
     bool compress;               /* store data compressed; the target must be able to */
     enum backup_sync sync;
     uint64_t speed;              /* bytes a second; 0: no limit */

@@ -94,8 +94,8 @@ static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *e
         return err_set(err, -EINVAL, "Required max-chunk (%llu) is less than backup cluster size "
                        "(%llu)", (unsigned long long)o->max_chunk, (unsigned long long)cluster);
     p->chunk = MAX(align_down(max_chunk, p->unit), p->unit);
-    p->target_is_zero = o->target_is_zero && info->zero_init && p->sync == BACKUP_FULL &&
-                        !info->backing_file[0] &&
+    p->target_is_zero = o->target_is_zero && (info->zero_init || o->zero_is_sure) &&
+                        !o->allocate && p->sync == BACKUP_FULL && !info->backing_file[0] &&
                         !node_backing(node_skip_filters(o->target));
     return true;
 }
@@ -144,6 +144,7 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
         .view = b->view,
         .captured_only = b->captured_only,
         .target_is_zero = p->target_is_zero,
+        .zeros_are_data = o->allocate,
         .unit = p->unit,
         .max_copy = p->chunk,
         .watermark = watermark(&o->view),
@@ -184,6 +185,8 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
         .max_copy = p->chunk,
         .zero_unit = MAX(p->unit, UNIT_MIN),
         .target_is_zero = p->target_is_zero,
+        .allocate = o->allocate,
+        .below = o->below,
         .compress_unit = o->compress ? p->cluster : 0,
         .kick = kick_job,
         .kick_arg = b,

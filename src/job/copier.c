@@ -11,6 +11,7 @@ struct task {
     struct copier *c;
     struct copied result;
     uint8_t *buf;                  /* NULL until the first copy */
+    uint8_t *below;                /* the same, of what the target reads already */
 };
 
 struct copier {
@@ -25,6 +26,7 @@ struct copier {
 static void task_free(struct task *t)
 {
     free(t->buf);
+    free(t->below);
     free(t);
 }
 
@@ -37,6 +39,7 @@ static void unref(struct copier *c)
     while ((t = list_pop_head(&c->idle, struct task, link)))
         task_free(t);
     disk_close(c->o.target);
+    node_unref(c->o.below);
     free(c);
 }
 
@@ -46,6 +49,8 @@ struct copier *copier_new(const struct copier_opts *o)
 
     c->o = *o;
     view_ref(o->view);
+    if (o->below)
+        node_ref(o->below);
     c->refs = 1;
     list_init(&c->finished);
     list_init(&c->idle);
@@ -87,6 +92,24 @@ static int co_read(struct task *t)
     return co_view_read(c->o.view, w->off, w->len, t->buf, REQ_BULK);
 }
 
+/* What the target reads where this piece goes: zeros behind the end of what is below. */
+static int co_read_below(struct task *t)
+{
+    struct copier *c = t->c;
+    struct work *w = &t->result.work;
+    uint64_t size = c->o.below ? node_size(c->o.below) : 0;
+    uint64_t have = w->off < size ? MIN(w->len, size - w->off) : 0;
+
+    if (!c->o.below)
+        return 0;
+    if (!t->below)
+        t->below = try_alloc_aligned(c->o.max_copy);
+    if (!t->below)
+        return -ENOMEM;
+    memset(t->below + have, 0, w->len - have);
+    return have ? co_node_pread(c->o.below, w->off, have, t->below, REQ_BULK) : 0;
+}
+
 /* What does not make a whole unit cannot be compressed: the last sector of a target
  * that was rounded up. */
 static int co_write_compressed(struct task *t, uint64_t off, uint64_t len, uint8_t *buf)
@@ -104,8 +127,17 @@ static int co_write_compressed(struct task *t, uint64_t off, uint64_t len, uint8
     return r;
 }
 
-/* Write one run, all data or all zeros. */
-static int co_write_run(struct task *t, bool zero, uint64_t at, uint64_t len)
+enum run_kind { RUN_DATA, RUN_ZERO, RUN_SAME };
+
+static enum run_kind kind_of(const struct task *t, uint64_t at, uint64_t len)
+{
+    if (t->below && memcmp(t->buf + at, t->below + at, len) == 0)
+        return RUN_SAME;
+    return !t->c->o.allocate && mem_is_zero(t->buf + at, len) ? RUN_ZERO : RUN_DATA;
+}
+
+/* Write one run, all of one kind. */
+static int co_write_run(struct task *t, enum run_kind kind, uint64_t at, uint64_t len)
 {
     struct copier *c = t->c;
     uint64_t off = t->result.work.off + at;
@@ -113,32 +145,54 @@ static int co_write_run(struct task *t, bool zero, uint64_t at, uint64_t len)
 
     if (c->abandoned)
         return -ECANCELED;
-    if (!zero && c->o.compress_unit)
-        return co_write_compressed(t, off, len, t->buf + at);
-    if (!zero)
-        return co_disk_pwritev(c->o.target, off, len, &iov, 1, REQ_BULK);
-    if (c->o.target_is_zero)
+    if (kind == RUN_SAME || (kind == RUN_ZERO && c->o.target_is_zero))
         return 0;
-    return co_disk_write_zeroes(c->o.target, off, len, REQ_BULK | REQ_MAY_UNMAP);
+    if (kind == RUN_ZERO)
+        return co_disk_write_zeroes(c->o.target, off, len, REQ_BULK | REQ_MAY_UNMAP);
+    if (c->o.compress_unit)
+        return co_write_compressed(t, off, len, t->buf + at);
+    return co_disk_pwritev(c->o.target, off, len, &iov, 1, REQ_BULK);
 }
 
 static int co_write(struct task *t)
 {
     uint64_t len = t->result.work.len, unit = t->c->o.zero_unit;
     uint64_t at = 0, end = 0;
-    bool zero = false;
+    enum run_kind kind = RUN_DATA;
     int r = 0;
 
     t->result.op = JOB_OP_WRITE;
     while (r == 0 && at < len) {
-        bool next_zero = end < len && mem_is_zero(t->buf + end, MIN(unit, len - end));
+        enum run_kind next = end < len ? kind_of(t, end, MIN(unit, len - end)) : kind;
 
-        if (at < end && (end == len || next_zero != zero)) {
-            r = co_write_run(t, zero, at, end - at);
+        if (at < end && (end == len || next != kind)) {
+            r = co_write_run(t, kind, at, end - at);
             at = end;
         }
-        zero = next_zero;
+        kind = next;
         end = MIN(len, end + unit);
+    }
+    return r;
+}
+
+/* Zeros, as far as the target does not read zeros already because of what is below it.
+ * In whole units, so that it never needs that to fill clusters. */
+static int co_zero_over(struct task *t, struct node *below)
+{
+    struct copier *c = t->c;
+    uint64_t at = t->result.work.off, end = at + t->result.work.len, size = node_size(below);
+    struct block_status st;
+    int r = 0;
+
+    for (uint64_t len; r == 0 && at < MIN(end, size); at += len) {
+        uint64_t asked = MIN(end, size) - at;
+
+        r = co_node_status_above(below, NULL, at, asked, &st, NULL);
+        if (r < 0)
+            return r;
+        len = MIN(end - at, MAX(align_down(st.len, c->o.zero_unit), c->o.zero_unit));
+        if (!(st.flags & STATUS_ZERO) || st.len < MIN(len, asked))
+            r = co_disk_write_zeroes(c->o.target, at, len, REQ_BULK | REQ_MAY_UNMAP);
     }
     return r;
 }
@@ -153,8 +207,12 @@ static int co_do(struct task *t)
     switch (w->kind) {
     case WORK_COPY:
         r = co_read(t);
+        if (r == 0)
+            r = co_read_below(t);
         return r < 0 ? r : co_write(t);
     case WORK_ZERO:
+        if (t->c->o.below)
+            return co_zero_over(t, t->c->o.below);
         return co_disk_write_zeroes(target, w->off, w->len, REQ_BULK | REQ_MAY_UNMAP);
     case WORK_FLUSH:
         return co_disk_flush(target);

@@ -25,6 +25,9 @@ struct copier_opts {
     uint64_t zero_unit;            /* zeros are looked for in pieces of this size */
     uint64_t compress_unit;        /* data is stored compressed, in whole units; 0: it is not */
     bool target_is_zero;           /* zeros inside of data need not be written */
+    bool allocate;                 /* zeros are written as data */
+    struct node *below;            /* what the target reads already: only what differs is written;
+                                    * a reference is taken. NULL: not looked at */
     void (*kick)(void *arg);       /* something has finished */
     void *kick_arg;
 };

@@ -76,7 +76,7 @@ static enum found classify(const struct worklist *w, const struct block_status *
 {
     if (w->o.base && !(st->flags & STATUS_ALLOCATED))
         return FOUND_NOTHING;
-    if (st->flags & STATUS_ZERO)
+    if ((st->flags & STATUS_ZERO) && !w->o.zeros_are_data)
         return w->o.target_is_zero ? FOUND_NOTHING : FOUND_ZERO;
     return FOUND_DATA;
 }

@@ -36,6 +36,7 @@ struct worklist_opts {
     bool captured_only;            /* sync=none */
     struct node *base;             /* sync=top: what is decided from here down is left out */
     bool target_is_zero;           /* zeros need not be written */
+    bool zeros_are_data;           /* and are copied as such */
     uint64_t unit;                 /* a power of two, >= VIEW_GRANULE */
     uint64_t max_copy;             /* longest WORK_COPY, a multiple of the unit */
     uint64_t watermark;            /* bytes in the store from which on captured units go first */

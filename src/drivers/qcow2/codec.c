@@ -14,6 +14,9 @@
 
 /* Packs better than zlib's default, in less than half of its time. */
 #define DEFLATE_LEVEL 6
+/* Of programs and text about 5 % larger than with zstd's default, 3, and half as much
+ * again as fast: whoever chooses zstd is in a hurry. */
+#define ZSTD_LEVEL 1
 
 /* The window that a zstd frame may ask for is memory that the image takes from us:
  * four times the largest cluster is more than any encoder wants for one. */
@@ -64,7 +67,7 @@ static int64_t pack_zstd(struct qcow2_codec *c, const void *data, size_t len, vo
         c->zstd = ZSTD_createCCtx();
     if (!c->zstd)
         return -ENOMEM;
-    n = ZSTD_compressCCtx(c->zstd, out, room, data, len, ZSTD_CLEVEL_DEFAULT);
+    n = ZSTD_compressCCtx(c->zstd, out, room, data, len, ZSTD_LEVEL);
     return ZSTD_isError(n) ? 0 : (int64_t)n;
 }
 

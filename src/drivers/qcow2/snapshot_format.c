@@ -114,7 +114,7 @@ bool qcow2_snapshots_parse(const struct qcow2_geometry *g, const void *buf, uint
                            uint32_t n, struct qcow2_snapshots *ret, struct err *err)
 {
     struct qcow2_snapshots t = { .n = n };
-    uint64_t texts_bytes, at = 0;
+    uint64_t texts_bytes = 0, at = 0;
     char *text;
 
     assert(n <= LIMIT_QCOW2_SNAPSHOTS);

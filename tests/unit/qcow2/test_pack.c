@@ -231,7 +231,7 @@ CO_TEST(space_comes_back)
     assert_true(st.st_size < 5 * (off_t)MiB);
 }
 
-/* The data as one file, against QEMU's own conversion of it. */
+/* The data as one file, against QEMU's own conversion of it. zstd is set to be faster. */
 CO_TEST(as_small_as_qemu_makes_it)
 {
     for (int type = 0; type < 2; type++) {
@@ -250,7 +250,7 @@ CO_TEST(as_small_as_qemu_makes_it)
                  type_names[type]);
         assert_int_equal(stat(work_path("c.qcow2"), &ours), 0);
         assert_int_equal(stat(work_path("q.qcow2"), &theirs), 0);
-        assert_true((double)ours.st_size < 1.03 * (double)theirs.st_size + 65536);
+        assert_true((double)ours.st_size < (type ? 1.1 : 1.0) * (double)theirs.st_size + 65536);
     }
 }
 
@@ -284,7 +284,7 @@ CO_TEST(odd_streams_are_unpacked_as_far_as_they_go)
     unsigned char data[8192], packed[9000], out[8192];
 
     for (size_t i = 0; i < sizeof(data); i++)
-        data[i] = (unsigned char)(i * i / 300);
+        data[i] = (unsigned char)(i / 16 * 7);
     for (int type = 0; type < 2; type++) {
         int64_t n = qcow2_codec_pack(c, (enum qcow2_compression)type, data, sizeof(data), packed,
                                      sizeof(packed));
