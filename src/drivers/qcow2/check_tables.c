@@ -270,7 +270,8 @@ static void sort_and_join(struct l2_list *l)
 {
     size_t n = 0;
 
-    qsort(l->v, l->n, sizeof(*l->v), compare_l2);
+    if (l->n)
+        qsort(l->v, l->n, sizeof(*l->v), compare_l2);
     for (size_t i = 0; i < l->n; i++) {
         if (n && l->v[n - 1].off == l->v[i].off) {
             l->v[n - 1].active += l->v[i].active;
