@@ -10,6 +10,7 @@
 #include "app/chain.h"
 #include "app/cli.h"
 #include "app/human.h"
+#include "app/keep_bitmaps.h"
 #include "app/sweep.h"
 #include "app/offline.h"
 #include "base/mem.h"
@@ -28,6 +29,7 @@ struct commit_command {
     struct chain chain;
     unsigned base_index;
     struct node *top, *base;
+    struct kept_bitmaps top_bitmaps, base_bitmaps;
     uint64_t copied;             /* bytes */
     bool begun;                  /* the base may have changed */
 };
@@ -74,7 +76,9 @@ static bool co_open_images(struct commit_command *c)
         below = n;
     }
     c->top = below;
-    return true;
+    return co_bitmaps_keep(c->top, false, &c->top_bitmaps, &c->err) &&
+           co_bitmaps_keep(c->base, node_size(c->base) < node_size(c->top), &c->base_bitmaps,
+                           &c->err);
 }
 
 /* ---- copying --------------------------------------------------------------- */
@@ -117,6 +121,7 @@ static int co_do(void *arg, const struct sweep_piece *p)
                 r = co_node_pwrite(c->base, off, st.len, p->buf[0], REQ_BULK);
         }
         c->copied += st.len;
+        bitmaps_mark(&c->base_bitmaps, off, st.len);
     }
     return r;
 }
@@ -128,13 +133,15 @@ static bool co_copy_down(struct commit_command *c)
         .watch = &c->watch,
     };
     const char *base = c->chain.v[c->base_index].name;
+    uint64_t before = node_size(c->base), size = node_size(c->top);
     int r;
 
-    if (node_size(c->base) < node_size(c->top) &&
-        !co_node_resize(c->base, node_size(c->top), &c->err)) {
+    if (before < size && !co_node_resize(c->base, size, &c->err)) {
         err_prefix(&c->err, "'%s' is larger than '%s', which cannot grow: ", c->name, base);
         return false;
     }
+    if (before < size && !bitmaps_resize(&c->base_bitmaps, before, size, &c->err))
+        return false;
     c->begun = true;
     r = co_sweep(&sweep);
     if (r == 0)
@@ -174,14 +181,32 @@ static bool co_finish(struct commit_command *c)
     return co_qcow2_make_empty(c->top, &c->err);
 }
 
+/* What is to be told of the rest is told first. */
+static bool co_put_bitmaps_back(struct commit_command *c, struct node *n,
+                                const struct kept_bitmaps *k, bool ok)
+{
+    struct err err = ERR_INIT;
+    bool stored = co_node_flush(n) == 0 && co_bitmaps_put_back(n, k, &err);
+
+    if (ok && !stored)
+        c->err = err;
+    return ok && stored;
+}
+
 static int co_commit(void *arg)
 {
     struct commit_command *c = arg;
     bool ok = co_chain_list(c->name, c->format, &c->chain, &c->err) && find_base(c) &&
-              co_open_images(c) && co_copy_down(c) && co_finish(c);
+              co_open_images(c) && co_copy_down(c);
 
+    /* Whatever came of it. */
+    if (c->begun)
+        ok = co_put_bitmaps_back(c, c->base, &c->base_bitmaps, ok);
+    ok = ok && co_finish(c) && co_put_bitmaps_back(c, c->top, &c->top_bitmaps, true);
     co_node_unref(c->top);
     co_node_unref(c->base);
+    bitmaps_done(&c->top_bitmaps);
+    bitmaps_done(&c->base_bitmaps);
     return ok ? 0 : c->err.code;
 }
 

@@ -12,6 +12,7 @@
 #include "app/cli.h"
 #include "app/human.h"
 #include "app/image_name.h"
+#include "app/keep_bitmaps.h"
 #include "app/offline.h"
 #include "app/sweep.h"
 #include "base/mem.h"
@@ -35,6 +36,7 @@ struct rebase_command {
     struct node *old;            /* borrowed from the overlay; NULL: none */
     struct node *old_common, *new_common;   /* the same image in both chains; NULL: none */
     uint64_t copied;             /* bytes */
+    struct kept_bitmaps bitmaps; /* what it reads as does not change, so neither do they */
 };
 
 /* ---- what both chains have in common --------------------------------------- */
@@ -319,7 +321,7 @@ static bool co_open_images(struct rebase_command *c)
     c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
     c->old = node_backing(c->overlay);
     find_common(c);
-    return true;
+    return co_bitmaps_keep(c->overlay, false, &c->bitmaps, &c->err);
 }
 
 /* ---- the command ----------------------------------------------------------- */
@@ -360,6 +362,17 @@ static bool co_copy(struct rebase_command *c)
     return told(c, r);
 }
 
+/* Whatever came of it; what is to be told is told first. */
+static bool co_put_bitmaps_back(struct rebase_command *c, bool ok)
+{
+    struct err err = ERR_INIT;
+    bool stored = !c->overlay || co_bitmaps_put_back(c->overlay, &c->bitmaps, &err);
+
+    if (ok && !stored)
+        c->err = err;
+    return ok && stored;
+}
+
 static int co_rebase(void *arg)
 {
     struct rebase_command *c = arg;
@@ -370,11 +383,13 @@ static int co_rebase(void *arg)
         ok = c->overlay != NULL;
     } else {
         ok = co_open_images(c) && co_copy(c);
+        ok = co_put_bitmaps_back(c, ok);
     }
     ok = ok && co_qcow2_rename_backing(c->overlay, c->path ? c->backing : NULL,
                                        c->path ? c->backing_format : NULL, &c->err);
     co_node_unref(c->overlay);
     co_node_unref(c->new);
+    bitmaps_done(&c->bitmaps);
     return ok ? 0 : c->err.code;
 }
 

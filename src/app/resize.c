@@ -6,6 +6,7 @@
 #include "app/cli.h"
 #include "app/human.h"
 #include "app/image_name.h"
+#include "app/keep_bitmaps.h"
 #include "app/offline.h"
 #include "app/preallocate.h"
 #include "base/mem.h"
@@ -19,6 +20,7 @@ struct resize_command {
     char sign;                   /* '+', '-', or 0: the size itself */
     uint64_t amount;             /* bytes */
     uint64_t before, after;
+    struct kept_bitmaps bitmaps;
     bool left_larger;            /* it did not get its space, and is larger all the same */
     int style;                   /* of progress */
     struct watch watch;
@@ -92,11 +94,15 @@ static int co_resize(void *arg)
         return c->err.code;
     c->before = node_size(n);
 
-    bool ok = settle_size(c, qcow2) && co_change(c, n);
+    bool ok = settle_size(c, qcow2) && co_bitmaps_keep(n, true, &c->bitmaps, &c->err) &&
+              co_change(c, n);
     int r = ok ? co_node_flush(n) : 0;
 
     if (r < 0)
         ok = err_errno(&c->err, r, "Cannot flush '%s'", c->name);
+    ok = ok && bitmaps_resize(&c->bitmaps, c->before, c->after, &c->err) &&
+         co_bitmaps_put_back(n, &c->bitmaps, &c->err);
+    bitmaps_done(&c->bitmaps);
     co_node_unref(n);
     return ok ? 0 : c->err.code;
 }
