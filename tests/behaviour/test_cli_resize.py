@@ -35,10 +35,26 @@ def test_shrinking_has_to_be_meant(size, image):
 
 
 @pytest.mark.parametrize("size", ["-1M", "3M"])
-def test_shrink_a_raw_image(size, tmp_path):
-    image = make_image(tmp_path / "a.raw", 4 * MiB, writes=["write -P 5 0 4M"])
+def test_shrink(size, image, tmp_path):
+    """What was cut off does not come back."""
     stillpoint("resize", "--shrink", image, size)
-    assert open(image, "rb").read() == b"\x05" * 3 * MiB
+    assert size_of(image) == 3 * MiB
+    stillpoint("resize", image, "5M")
+    if image.endswith("qcow2"):
+        qemu_img("check", image)
+    qemu_img("convert", "-O", "raw", image, tmp_path / "flat.raw")
+    assert (tmp_path / "flat.raw").read_bytes() == b"\5" * 3 * MiB + bytes(2 * MiB)
+
+
+def test_shrink_below_a_backing_file(tmp_path):
+    base = make_image(tmp_path / "base.raw", 4 * MiB, writes=["write -P 1 0 4M"])
+    top = make_image(tmp_path / "top.qcow2", 4 * MiB, backing=base, writes=["write -P 2 0 64k"])
+    stillpoint("resize", "--shrink", top, "-3000k")
+    stillpoint("resize", top, "+3000k")
+    qemu_img("check", top)
+    qemu_img("convert", "-O", "raw", top, tmp_path / "flat.raw")
+    assert (tmp_path / "flat.raw").read_bytes() == \
+        b"\2" * 65536 + b"\1" * (4 * MiB - 65536 - 3000 * 1024) + bytes(3000 * 1024)
 
 
 def test_sizes_are_of_whole_sectors_in_qcow2_only(image):
