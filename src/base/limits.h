@@ -119,12 +119,12 @@
 #define LIMIT_QCOW2_PACKERS 16
 
 /* A check of an image: bytes for the references counted at a time; L2 tables that
- * are gone through at a time (24 bytes each); refcounts that are looked at in all
- * (those of a fully used image of 4 PiB with usual clusters: minutes); lines about
+ * are gone through at a time (24 bytes each); refcounts that are looked at one by one
+ * (those of 512 TiB that is never alike for 256 clusters: a minute); lines about
  * what is wrong. With these it takes less than 512 MiB. */
 #define LIMIT_QCOW2_CHECK_COUNT_BYTES (256 * MiB)
 #define LIMIT_QCOW2_CHECK_L2_TABLES (2U << 20)
-#define LIMIT_QCOW2_CHECK_REFCOUNTS (1ULL << 36)
+#define LIMIT_QCOW2_CHECK_REFCOUNTS (1ULL << 33)
 #define LIMIT_QCOW2_CHECK_LINES 10000U
 
 /* Bytes of a snapshot table and of what a snapshot has in it beside what is known,

@@ -303,6 +303,14 @@ uint64_t qcow2_counts_get(const struct qcow2_counts *c, uint64_t cluster)
     return p ? page_get(p, cluster % PAGE) : 0;
 }
 
+bool qcow2_counts_is_even(const struct qcow2_counts *c, uint64_t page, uint64_t *ret)
+{
+    const struct page *p = find_page(c, page);
+
+    *ret = p && p->form == EVEN ? p->even : 0;
+    return !p || p->form == EVEN;
+}
+
 bool qcow2_counts_has_page(const struct qcow2_counts *c, uint64_t page)
 {
     return find_page(c, page) != NULL;

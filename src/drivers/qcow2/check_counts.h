@@ -34,6 +34,8 @@ uint64_t qcow2_counts_end(const struct qcow2_counts *c);
 /* The pages that were touched, in ascending order: page p has the clusters from
  * p * QCOW2_COUNTS_PAGE on. free() it. -ENOMEM. */
 MUST_CHECK int qcow2_counts_pages(const struct qcow2_counts *c, uint64_t **ret, size_t *ret_n);
+/* Whether all clusters of the page have the same count: *ret (0 if it was not touched). */
+bool qcow2_counts_is_even(const struct qcow2_counts *c, uint64_t page, uint64_t *ret);
 bool qcow2_counts_has_page(const struct qcow2_counts *c, uint64_t page);
 
 #endif

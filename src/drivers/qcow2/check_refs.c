@@ -115,17 +115,41 @@ struct compare {
     size_t n_pages, page;        /* the first that is not done */
 };
 
-/* Clusters of which the refcounts, and what was counted, are all zero need no look. */
-static bool nothing_here(const struct check *c, uint64_t from, uint64_t to)
+/* Whether [from, to), a page or less, has the same refcount everywhere: *ret. */
+static bool is_even_on_disk(const struct check *c, uint64_t from, uint64_t to, uint64_t *ret)
 {
     unsigned order = c->geo.refcount_order;
-    uint64_t i = from & ((1ULL << c->block_bits) - 1), n = to - from;
+    uint64_t i = from & ((1ULL << c->block_bits) - 1), bits = (to - from) << order;
+    const uint8_t *p = c->block + (i << order) / 8;
+    size_t width = order > 3 ? 1U << (order - 3) : 1, bytes = bits / 8;
 
-    if (qcow2_counts_has_page(c->counts, from / PAGE))
+    *ret = qcow2_refcount_get(c->block, order, i);
+    if ((i << order) % 8 || bits % 8 || bytes < width)
         return false;
-    if ((i << order) % 8 || (n << order) % 8)
+    if (order < 3 && *p != *ret * (0xffU / ((1U << (1U << order)) - 1)))
         return false;
-    return mem_is_zero(c->block + ((i << order) / 8), (n << order) / 8);
+    return !memcmp(p, p + width, bytes - width);
+}
+
+/* Clusters that are alike are told of at once: those that are in order, and when
+ * enough has been listed the others too. */
+static bool compare_alike(struct check *c, const struct compare *k, uint64_t from, uint64_t to)
+{
+    uint64_t disk, counted, n = to - from;
+
+    if (!qcow2_counts_is_even(c->counts, from / PAGE, &counted) ||
+        counted > qcow2_refcount_max(c->geo.refcount_order) ||
+        !is_even_on_disk(c, from, to, &disk))
+        return false;
+    if (disk != counted && (k->correct || (c->opts->tell && !c->mute &&
+                                           c->lines <= LIMIT_QCOW2_CHECK_LINES)))
+        return false;
+    if (!k->correct && (disk || counted))
+        c->highest = MAX(c->highest, to - 1);
+    c->rebuild |= disk < counted && !k->there;
+    c->res->corruptions += disk < counted ? n : 0;
+    c->res->leaks += disk > counted ? n : 0;
+    return true;
 }
 
 static bool may_set(const struct check *c, uint64_t disk, uint64_t counted)
@@ -199,7 +223,7 @@ static int co_compare_block(struct check *c, struct compare *k, uint64_t from, u
     k->there = there;
     for (uint64_t at = from; at < to; at = next) {
         next = MIN(to, (at / PAGE + 1) * PAGE);
-        if (nothing_here(c, at, next))
+        if (compare_alike(c, k, at, next))
             continue;
         c->compared += next - at;
         for (uint64_t cluster = at; cluster < next; cluster++) {
