@@ -119,6 +119,18 @@ int co_qcow2_set_size(struct qcow2 *s, uint64_t size)
     return r;
 }
 
+/* The data file first, as the disk needs it. What one that is longer already has there
+ * would show in a raw one; in another, the entries hide it. */
+static int co_lengthen_data(struct qcow2 *s, uint64_t size)
+{
+    uint64_t old = s->node->size, have = MIN(node_size(s->data), size);
+    int r = co_qcow2_data_grow(s, size);
+
+    if (r == 0 && s->raw_data && have > old)
+        r = co_qcow2_zero_data(s, old, have - old, REQ_MAY_UNMAP);
+    return r;
+}
+
 static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
 {
     struct node *n = s->node;
@@ -137,8 +149,8 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
     r = co_qcow2_begin_write(s);
     if (r == 0 && size != n->size)
         r = co_qcow2_bitmaps_outdate(s);
-    if (r == 0 && s->geo.data_file)
-        r = co_qcow2_data_grow(s, size);
+    if (r == 0 && s->geo.data_file && size > n->size)
+        r = co_lengthen_data(s, size);
     if (r == 0 && entries > s->l1.n)
         r = co_lengthen_l1(s, (uint32_t)entries);
     if (r == 0 && size > n->size)
@@ -147,6 +159,8 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
         return err_set(err, r, "A version 2 image over a longer backing file cannot grow");
     if (r == 0)
         r = size < n->size ? co_qcow2_shrink(s, size) : co_qcow2_set_size(s, size);
+    if (r == 0 && s->geo.data_file && size < node_size(s->data))
+        (void)!co_node_resize(s->data, size, NULL);     /* a device stays as long as it is */
     return r == 0 || err_errno(err, r, "Failed to resize the image to %" PRIu64 " bytes", size);
 }
 

@@ -288,10 +288,10 @@ void co_model_make(const struct shape *s, const char *name, const char *backing,
     };
 
     if (s->data_file) {
-        o.data_file = "model.data";
+        o.data_file = test_text("%s.data", name);
         o.data_file_raw = s->raw_data;
-        make_file(work_path("model.data"), 0);
-        make_file(work_path("model.data"), s->size);
+        must_run("rm -f %s", o.data_file);
+        make_file(work_path(o.data_file), s->size);
     }
     if (!s->create)
         co_make_image(name, &o);
@@ -360,5 +360,5 @@ void model_judge(struct model *model)
     save_file("shadow.raw", model->shadow, model->size);
     expect_same(model->image, "shadow.raw");
     if (model->shape->raw_data)
-        must_run("cmp model.data shadow.raw");
+        must_run("cmp %s.data shadow.raw", model->image);
 }

@@ -104,6 +104,25 @@ CO_TEST(images_of_ours_are_qemus_too)
     n = co_open_image("o.qcow2", "");
     assert_true(co_node_resize(n, 3 * MiB, &err));
     co_expect(n, 2 * MiB, MiB, 0);
+    co_fill(n, 0, 3 * MiB, 4);
+    if (!co_node_resize(n, MiB + 512, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(file_size("o.data"), MiB + 512);
+    assert_true(co_node_resize(n, 2 * MiB, &err));
+    co_expect(n, 0, MiB + 512, 4);
+    co_expect(n, MiB + 512, MiB - 512, 0);
+    co_node_unref(n);
+    expect_clean("o.qcow2", false);
+    expect_same("o.qcow2", "o.data");
+
+    /* Far behind its end, where no table is. */
+    must_run("rm -f o.data && truncate -s 3M o.data && truncate -s 1G o.data");
+    file_write(work_path("o.data"), 900 * MiB, "stale", 5);
+    o.size = MiB;
+    o.cluster_size = 4096;
+    co_make_image("o.qcow2", &o);
+    n = co_open_image("o.qcow2", "");
+    assert_true(co_node_resize(n, 1024 * MiB, &err));
     co_node_unref(n);
     expect_same("o.qcow2", "o.data");
 }
