@@ -296,7 +296,9 @@ void co_model_make(const struct shape *s, const char *name, const char *backing,
     if (!s->create)
         co_make_image(name, &o);
     else
-        must_run("qemu-img create -q -f qcow2 -o %s %s%s %s%s %s %" PRIu64, s->create,
+        must_run("qemu-img create -q -f qcow2 -o %s%s %s%s %s%s %s %" PRIu64, s->create,
+                 !s->data_file ? "" : test_text(",data_file=%s.data,data_file_raw=%s", name,
+                                                s->raw_data ? "on" : "off"),
                  backing ? "-b " : "", backing ? backing : "", backing ? "-F " : "",
                  backing ? format : "", name, s->size);
     expect_clean(name, false);

@@ -136,7 +136,8 @@ static void peer_compresses(struct model *model)
 void model_peer_turn(struct model *model, unsigned n)
 {
     peer_works(model, n);
-    peer_compresses(model);
+    if (!model->shape->data_file)
+        peer_compresses(model);
     peer_works(model, n / 4);
     model_judge(model);
 }

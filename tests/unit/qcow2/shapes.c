@@ -61,6 +61,7 @@ void random_shape(struct random_shape *r, uint64_t size, uint64_t *seed)
     if (s->version == 3 && test_random(seed, 2))
         s->refcount_bits = 1U << test_random(seed, 7);
     s->extended = s->version == 3 && bits >= 14 && !test_random(seed, 3);
+    s->data_file = s->version == 3 && !test_random(seed, 5);
     s->size = size;
     if (!size) {
         uint64_t clusters = 1 + test_random(seed, bits > 18 ? 8 : bits > 14 ? 64 : 1000);
@@ -75,7 +76,8 @@ void random_shape(struct random_shape *r, uint64_t size, uint64_t *seed)
     s->ops = (unsigned)MAX(40ULL, MIN(400ULL, 300 * MiB / (s->size + s->cluster)));
     snprintf(r->name, sizeof(r->name), "%s of %" PRIu64, s->create ? r->create : "ours", s->size);
     if (!s->create)
-        snprintf(r->name, sizeof(r->name), "ours: cluster %u, version %u, refcounts of %u%s, "
+        snprintf(r->name, sizeof(r->name), "ours: cluster %u, version %u, refcounts of %u%s%s, "
                  "size %" PRIu64, s->cluster, s->version, s->refcount_bits,
-                 s->extended ? ", extended" : "", s->size);
+                 s->extended ? ", extended" : "", s->data_file ? ", with a data file" : "",
+                 s->size);
 }

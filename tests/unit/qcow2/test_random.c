@@ -78,7 +78,7 @@ static bool can_refer(const struct life *l)
 
 static void take_snapshot(struct life *l)
 {
-    if (l->n_snapshots == SNAPSHOTS || !can_refer(l))
+    if (l->n_snapshots == SNAPSHOTS || l->shape.shape.data_file || !can_refer(l))
         return;
 
     struct snapshot *s = &l->snapshots[l->n_snapshots++];
@@ -245,6 +245,7 @@ static void co_first_image(struct life *l)
         if (strstr(l->shape.create, ",preallocation"))
             *strstr(l->shape.create, ",preallocation") = 0;
     }
+    s->raw_data = s->data_file && !s->backing && below(l, 2);
     tell("an image: %s; backing file of kind %d, %" PRIu64 " bytes", l->shape.name, s->backing,
          s->backing_size);
     model_init(&l->m, s, l->seed);
@@ -262,7 +263,7 @@ static void co_session(struct life *l)
 
     random_options(&l->shape, &l->seed);
     l->shape.shape.resize = below(l, 2) && can_resize(l);
-    l->shape.shape.compress = !below(l, 3);
+    l->shape.shape.compress = !below(l, 3) && !l->shape.shape.data_file;
     l->packed |= l->shape.shape.compress;
     m->lenient = m->shape->resize || l->packed;
     tell("opened with%s%s%s", m->shape->options, m->shape->resize ? ", to be resized" : "",
