@@ -129,6 +129,38 @@ def test_overlays_of_all_kinds(options, tmp_path):
     assert is_empty(top)
 
 
+def test_a_long_chain(tmp_path):
+    """Into an image in the middle and then to the bottom."""
+    below = make_image(tmp_path / "base.raw", MiB, writes=["write -P 255 0 1M"])
+    for i in range(20):
+        below = make_image(tmp_path / f"{i}.qcow2", 2 * MiB, backing=below,
+                           writes=[f"write -P {i + 1} {i * 60000 // 512 * 512} 512"])
+    before = flat(below, tmp_path / "before.raw")
+    for name in ("10.qcow2", "base.raw"):
+        stillpoint("commit", below, "--base", tmp_path / name)
+        qemu_img("check", below)
+        assert is_empty(below) and backing_of(below) == name
+        for image in (below, tmp_path / name):
+            qemu_img("compare", image, before)
+
+
+@pytest.mark.parametrize("which", ["base", "top"])
+def test_images_with_data_files(which, tmp_path):
+    for name, backing in (("base", []), ("top", ["-b", "base.qcow2", "-F", "qcow2"])):
+        options = ["-o", f"data_file={tmp_path}/{name}.data"] if name == which else []
+        qemu_img("create", "-q", "-f", "qcow2", *options, *backing, tmp_path / f"{name}.qcow2",
+                 {"base": "3M", "top": "4M"}[name])
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    run("qemu-io", "-c", "write -P 1 0 3M", base)
+    run("qemu-io", "-c", "write -P 2 1M 100k", "-c", "write -z 2M 128k", top)
+    before = flat(top, tmp_path / "before.raw")
+    stillpoint("commit", top)
+    for image in (top, base):
+        qemu_img("check", image)
+        qemu_img("compare", image, before)
+    assert is_empty(top)
+
+
 def test_random_chains(tmp_path):
     """Long chains of odd sizes, into any image of them; qemu-img commits a copy."""
     rnd = random.Random(23)

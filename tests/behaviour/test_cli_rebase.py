@@ -149,6 +149,39 @@ def test_random_chains(tmp_path):
             os.unlink(tmp_path / f)
 
 
+def long_chain(tmp_path, length):
+    """base.raw under so many overlays, each with a sector of its own."""
+    below = make_image(tmp_path / "base.raw", 2 * MiB, writes=["write -P 255 0 1M"])
+    for i in range(length):
+        below = make_image(tmp_path / f"{i}.qcow2", 2 * MiB, backing=below,
+                           writes=[f"write -P {i + 1} {i * 50000 // 512 * 512} 512"])
+    return below
+
+
+def test_a_long_chain(tmp_path):
+    """From the top to the bottom, to the middle, to nothing."""
+    top = long_chain(tmp_path, 24)
+    before = flat(top, tmp_path / "before.raw")
+    infos = json.loads(stillpoint("info", "--json", "--chain", top).stdout)
+    assert len(infos) == 25
+    for backing in ("base.raw", "12.qcow2", ""):
+        stillpoint("rebase", top, "-b", backing)
+        reads_as(top, before)
+
+
+def test_an_overlay_with_a_data_file(tmp_path):
+    base = make_image(tmp_path / "base.raw", 4 * MiB, writes=["write -P 1 0 3M"])
+    top = tmp_path / "top.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/top.data",
+             "-b", base, "-F", "raw", top)
+    run("qemu-io", "-c", "write -P 2 1M 100k", "-c", "write -z 2M 128k", top)
+    before = flat(top, tmp_path / "before.raw")
+    make_image(tmp_path / "new.raw", 5 * MiB, writes=["write -P 3 0 5M"])
+    for backing in ("new.raw", ""):
+        stillpoint("rebase", top, "-b", backing)
+        reads_as(top, before)
+
+
 def test_unsafe_only_changes_the_name(chain, tmp_path):
     content = flat(chain, tmp_path / "before.raw")
     os.mkdir(tmp_path / "moved")
