@@ -373,6 +373,21 @@ static void co_expect_states(const char *image, const struct state *st, int from
     co_node_unref(n);
 }
 
+#define PHASE_STEP 300000
+#define PHASE_BYTES 200000
+
+/* Whether anything of what phase @k wrote to the disk is there: none of the older
+ * bitmaps may look valid then. */
+static bool co_shows_phase(const char *image, int k)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(PHASE_BYTES);
+    struct node *n = co_open_image(image, ", 'read-only': true");
+
+    assert_int_equal(co_node_pread(n, (uint64_t)k * PHASE_STEP, PHASE_BYTES, data, 0), 0);
+    co_node_unref(n);
+    return memchr(data, k + 2, PHASE_BYTES) != NULL;
+}
+
 static void co_run_cuts(bool shift)
 {
     struct state st[STATES];
@@ -390,7 +405,8 @@ static void co_run_cuts(bool shift)
                      work_path("b.qcow2"));
     for (int k = 0; k < STATES; k++) {
         written[k] = count_records();
-        co_fill(n, (uint64_t)k * 300000, 200000, (unsigned char)(k + 1));
+        co_fill(n, (uint64_t)k * PHASE_STEP, PHASE_BYTES, (unsigned char)(k + 2));
+        assert_int_equal(co_node_flush(n), 0);
         co_enter_state(n, &st[k], NULL, &ok);
         assert_true(ok);
         stored[k] = count_records();
@@ -410,7 +426,8 @@ static void co_run_cuts(bool shift)
         }
         replay("before.qcow2", "crashed.qcow2", &r, cut, &seed);
         expect_clean("crashed.qcow2", true);
-        co_expect_states("crashed.qcow2", st, done, begun);
+        co_expect_states("crashed.qcow2", st,
+                         co_shows_phase("crashed.qcow2", begun) ? begun : done, begun);
         if (!trial)
             co_expect_states("crashed.qcow2", st, STATES - 1, STATES - 1);
     }
