@@ -107,6 +107,8 @@ static int parse(struct convert_command *c, int argc, char **argv)
     const struct cli_option options[] = {
         { "source-format", 'f', CLI_TEXT, &run->source.format, "FORMAT",
           "of SOURCE: raw or qcow2; by the name's ending unless given" },
+        { "snapshot", 'l', CLI_TEXT, &run->source.snapshot, "NAME",
+          "SOURCE as it was at this snapshot inside it (name or id)" },
         { "target-format", 'O', CLI_CHOICE, &c->format, NULL, "the same of TARGET",
           image_formats },
         CLI_IMAGE_OPTIONS(&c->given),

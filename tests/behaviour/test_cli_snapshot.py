@@ -67,6 +67,8 @@ def test_others_look_at_a_snapshot(tmp_path):
     raw = tmp_path / "one.raw"
     qemu_img("convert", "-l", "one", "-O", "raw", image, raw)
     stillpoint("compare", "--snapshot-a", "one", image, raw)
+    stillpoint("convert", "-l", "one", image, tmp_path / "flat.raw")
+    assert raw.read_bytes() == (tmp_path / "flat.raw").read_bytes()
     assert stillpoint("compare", image, raw, check=False).returncode == 1
     for name in ("one", "two"):
         mapped = json.loads(stillpoint("map", "--json", "--snapshot", name, image).stdout)

@@ -34,6 +34,14 @@ static const struct qcow2_create_opts shapes[] = {
 static uint64_t seed;
 static unsigned next_name;
 
+/* More of them in long runs. */
+static size_t rounds(void)
+{
+    const char *text = getenv("STILLPOINT_ROUNDS");
+
+    return text ? (size_t)atol(text) : 1;
+}
+
 /* ---- shadows ------------------------------------------------------------- */
 
 static struct state state_new(void)
@@ -280,9 +288,9 @@ static void co_run_shape(const struct qcow2_create_opts *shape)
 CO_TEST(snapshots_by_us_and_by_qemu_in_turn)
 {
     seed = test_seed(20261124);
-    for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(shapes) * rounds(); i++) {
         alarm(120);
-        co_run_shape(&shapes[i]);
+        co_run_shape(&shapes[i % ARRAY_SIZE(shapes)]);
     }
 }
 
@@ -470,9 +478,9 @@ static void co_run_cuts(const struct qcow2_create_opts *shape)
 CO_TEST(a_power_cut_leaves_it_as_before_or_as_after)
 {
     seed = test_seed(1848);
-    for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(shapes) * rounds(); i++) {
         alarm(120);
-        co_run_cuts(&shapes[i]);
+        co_run_cuts(&shapes[i % ARRAY_SIZE(shapes)]);
     }
 }
 
