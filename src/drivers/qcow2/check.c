@@ -141,7 +141,8 @@ static bool co_load(struct check *c, struct err *err)
 
     if (!co_read_header(c, err))
         return false;
-    c->slices = calloc(CHECK_SLICES, sizeof(*c->slices));
+    c->n_slices = MIN(c->file_end / CHECK_SLICE_BYTES + 16, (uint64_t)CHECK_SLICES);
+    c->slices = calloc(c->n_slices, sizeof(*c->slices));
     c->block = try_alloc_aligned(c->cluster_size);
     if (!c->slices || !c->block)
         r = -ENOMEM;

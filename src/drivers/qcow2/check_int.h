@@ -80,6 +80,7 @@ struct check {
     uint64_t compared;           /* refcounts looked at: bounds the work */
 
     struct check_slice *slices;  /* refcounts on disk, direct mapped */
+    uint64_t n_slices;           /* at most CHECK_SLICES */
     uint64_t zero_from, zero_end, data_from, data_end;   /* what the file has there */
     uint8_t *block;              /* a cluster, for refcount blocks */
 

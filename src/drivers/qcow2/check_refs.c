@@ -26,7 +26,7 @@ enum check_block check_block_at(const struct check *c, uint64_t i, uint64_t *ret
 
 void check_forget_slices(struct check *c)
 {
-    for (size_t i = 0; c->slices && i < CHECK_SLICES; i++)
+    for (size_t i = 0; c->slices && i < c->n_slices; i++)
         c->slices[i].off = 0;
 }
 
@@ -47,7 +47,7 @@ int co_check_refcount(struct check *c, uint64_t cluster, uint64_t *ret)
     }
     bytes = MIN(c->cluster_size, (uint64_t)CHECK_SLICE_BYTES);
     off = block + align_down((in_block << order) / 8, bytes);
-    slice = &c->slices[off / bytes % CHECK_SLICES];
+    slice = &c->slices[off / bytes % c->n_slices];
     if (slice->off != off) {
         int r;
 

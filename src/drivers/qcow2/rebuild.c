@@ -18,6 +18,7 @@
 
 struct rebuild {
     struct qcow2_counts *old;    /* clusters of the refcounts that count until the end */
+    uint64_t max_blocks;         /* that the arrays have room for */
     uint8_t *needed;             /* a byte a block: it has counts */
     uint32_t *rank;              /* the how many-th of the needed ones */
     uint64_t end_block;          /* behind the last that is needed */
@@ -36,7 +37,7 @@ static int mark(struct check *c, struct rebuild *b, uint64_t cluster)
 {
     uint64_t block = cluster >> c->block_bits;
 
-    if (block >= MAX_BLOCKS) {
+    if (block >= b->max_blocks) {
         err_set(&c->err, -EFBIG, "The image file is too long for a refcount table");
         return -EFBIG;
     }
@@ -57,7 +58,7 @@ static int co_mark_window(struct check *c)
         for (uint64_t k = 0; r == 0 && k < QCOW2_COUNTS_PAGE; k++) {
             uint64_t cluster = pages[i] * QCOW2_COUNTS_PAGE + k, block = cluster >> c->block_bits;
 
-            if (block < MAX_BLOCKS && b->needed[block]) {
+            if (block < b->max_blocks && b->needed[block]) {
                 k |= (1ULL << c->block_bits) - 1;        /* to the block's end */
                 continue;
             }
@@ -248,9 +249,10 @@ static int co_rebuild(struct check *c, struct rebuild *b)
 
 int co_check_rebuild(struct check *c)
 {
+    uint64_t n = MIN(2 * (c->clusters >> c->block_bits) + 4096, MAX_BLOCKS);
     struct rebuild b = {
-        .old = qcow2_counts_new(0, OLD_BYTES), .needed = calloc(MAX_BLOCKS, 1),
-        .rank = calloc(MAX_BLOCKS, sizeof(*b.rank)),
+        .old = qcow2_counts_new(0, OLD_BYTES), .max_blocks = n, .needed = calloc(n, 1),
+        .rank = calloc(n, sizeof(*b.rank)),
     };
     int r = b.old && b.needed && b.rank ? 0 : -ENOMEM;
 
