@@ -3,7 +3,8 @@
  * A whole image of rubbish, opened and used: the input is an image file and, in what
  * exceeds a multiple of 512 bytes, a script of what is done with it (none: a script
  * that does a bit of everything). Several coroutines run it at the same time, as
- * guests do; everything may fail, nothing may crash, hang, or take much memory.
+ * guests do. Then the image is checked, repaired, and read once more. Everything may
+ * fail, nothing may crash, hang, or take much memory.
  *
  * The file is driver fuzz-mem: memory in which nothing is kept above 8 MiB.
  */
@@ -11,8 +12,9 @@
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
-#include "drivers/qcow2/bitmaps.h"
+#include "drivers/qcow2/check.h"
 #include "drivers/qcow2/snapshot.h"
+#include "drivers/qcow2/bitmaps.h"
 #include "fuzz.h"
 #include "loop/co_sync.h"
 #include <stdio.h>
@@ -340,17 +342,25 @@ struct run {
 
 static struct loop *loop;
 
-static struct node *co_open(const char *more, bool writable)
+static struct node *co_open(const char *options)
 {
     struct err err = ERR_INIT;
-    char *text = xasprintf("{\"driver\": \"qcow2\", \"file\": {\"driver\": \"fuzz-mem\"}, "
-                           "\"read-only\": %s%s}", writable ? "false" : "true", more);
-    json_t *json = json_loads(text, 0, NULL);
+    json_t *json = json_loads(options, 0, NULL);
     struct node *n;
 
     assert(json);
     n = co_node_open(json, false, &err);
     json_decref(json);
+    return n;
+}
+
+/* The image in node "mem". What cannot be opened for writing may still be read. */
+static struct node *co_open_image(const char *more, bool writable)
+{
+    char *text = xasprintf("{\"driver\": \"qcow2\", \"file\": \"mem\", \"read-only\": %s%s}",
+                           writable ? "false" : "true", more);
+    struct node *n = co_open(text);
+
     free(text);
     if (n) {
         struct node_info info;
@@ -358,7 +368,18 @@ static struct node *co_open(const char *more, bool writable)
         node_get_info(n, &info);
         json_decref(node_format_info(n));
     }
-    return n;
+    return n || !writable ? n : co_open_image(more, false);
+}
+
+static void co_check_and_repair(struct node *mem)
+{
+    for (enum qcow2_repair r = QCOW2_REPAIR_NONE; r <= QCOW2_REPAIR_ALL; r++) {
+        struct qcow2_check_opts o = { .repair = r };
+        struct qcow2_check_result found;
+        struct err err = ERR_INIT;
+
+        (void)!co_qcow2_check(mem, &o, &found, &err);
+    }
 }
 
 static void co_run(void *arg)
@@ -384,11 +405,10 @@ static void co_run(void *arg)
     initial = r->data;
     initial_size = align_down(r->size, 512);
 
-    struct node *n = co_open(options[kind % ARRAY_SIZE(options)], !(kind & 0x80));
+    struct node *mem = co_open("{\"driver\": \"fuzz-mem\", \"node-name\": \"mem\"}");
+    struct node *n = co_open_image(options[kind % ARRAY_SIZE(options)], !(kind & 0x80));
 
-    /* What cannot be opened for writing may still be read. */
-    if (!n)
-        n = co_open(options[kind % ARRAY_SIZE(options)], false);
+    assert(mem);
     if (n) {
         co_run_script(n, script, length);
         co_use_bitmaps(n, !node_read_only(n));
@@ -397,6 +417,13 @@ static void co_run(void *arg)
         co_run_script(n, script, length);
         co_node_unref(n);
     }
+    co_check_and_repair(mem);
+    n = co_open_image(options[kind % ARRAY_SIZE(options)], false);
+    if (n) {
+        co_run_script(n, bit_of_everything, 6 * OP_BYTES);
+        co_node_unref(n);
+    }
+    co_node_unref(mem);
     loop_stop(loop);
 }
 
