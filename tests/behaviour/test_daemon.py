@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `stillpoint daemon` as a process: options, where clients come from, its end."""
 import contextlib
+import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -414,6 +416,43 @@ def test_what_was_written_is_there_after_quit(tmp_path):
     stillpoint.qemu_img("check", "-q", tmp_path / "q.qcow2")
     read = run("qemu-io", "-f", "qcow2", "-c", "read -P 7 1M 1M", tmp_path / "q.qcow2")
     assert "verification failed" not in read.stdout
+
+
+@pytest.mark.parametrize("round", range(3))
+def test_killed_with_lazy_refcounts(round, tmp_path):
+    """kill -9 while a client writes: what was flushed is there, after a repair by QEMU as by us."""
+    import nbd
+    image, rng = tmp_path / "q.qcow2", random.Random(round)
+    stillpoint.qemu_img("create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4k",
+                        image, "64M")
+    blocks = rng.sample(range(16384), 600)
+    flushed = rng.randrange(50, 500)
+    with Daemon(tmp_path) as d:
+        d.add_file("q0", image, driver="qcow2")
+        h = nbd.NBD()
+        h.connect_uri(d.serve("q0")("q0"))
+        for i, block in enumerate(blocks[:flushed + 100]):
+            h.pwrite(bytes([1 + i % 255]) * 4096, block * 4096)
+            if i % 10 == 0 or i == flushed:
+                h.flush()
+        d.kill()
+    copy = tmp_path / "copy.qcow2"
+    shutil.copyfile(image, copy)
+    info = json.loads(run("qemu-img", "info", "--output=json", image).stdout)
+    assert info["dirty-flag"]
+    run("qemu-img", "check", "-q", "-r", "all", copy)
+    with Daemon(tmp_path) as d:             # repairs it while opening
+        d.add_file("q0", image, driver="qcow2")
+        h = nbd.NBD()
+        h.connect_uri(d.serve("q0")("q0"))
+        for i, block in enumerate(blocks[:flushed]):
+            assert h.pread(4096, block * 4096) == bytes([1 + i % 255]) * 4096
+        h.pwrite(b"\7" * 4096, 0)
+    stillpoint.qemu_img("check", image)
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4k", copy)
+    stillpoint.qemu_img("compare", image, copy)
+    info = json.loads(run("qemu-img", "info", "--output=json", image).stdout)
+    assert not info["dirty-flag"]
 
 
 def test_a_connected_nbd_client_does_not_hold_up_the_end(tmp_path, image):
