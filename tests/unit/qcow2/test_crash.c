@@ -34,6 +34,12 @@ static const struct shape shapes[] = {
     { "512-lazy", 512, 16, 3, 3 * MiB, NO_BACKING, 0, LAZY TINY_CACHES ", 'discard': 'unmap'", 50 },
     { "4k-compressed", 4096, 16, 3, 2 * MiB, RAW_BACKING, 1 * MiB,
       TINY_CACHES ", 'discard': 'unmap', 'pass-discard-other': true", 80, .compress = true },
+    /* The data file keeps all of it: what lies between its flush and the entries is
+     * test_datafile.c's. */
+    { "64k-data-over-raw", 65536, 16, 3, 3 * MiB, RAW_BACKING, 2 * MiB,
+      TINY_CACHES ", 'discard': 'unmap'", 40, .data_file = true },
+    { "4k-data-raw", 4096, 16, 3, 1 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 40,
+      .data_file = true, .raw_data = true },
     { "4k-snapshot", 4096, 16, 3, 4 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 60,
       .snapshot = true },
 };
