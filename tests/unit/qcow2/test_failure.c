@@ -182,6 +182,8 @@ static const struct shape shapes[] = {
     { "4k", 4096, 16, 3, 2 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 150 },
     { "64k-over-qcow2", 65536, 16, 3, 4 * MiB, QCOW2_BACKING, 3 * MiB, ", 'discard': 'unmap'",
       150 },
+    { "4k-compressed", 4096, 2, 3, 2 * MiB, RAW_BACKING, 1 * MiB,
+      TINY_CACHES ", 'discard': 'unmap'", 150, .compress = true },
     { "512-refcount1", 512, 1, 3, 1 * MiB, NO_BACKING, 0, TINY_CACHES ", 'discard': 'unmap'", 150 },
     { "32k-extended-over-raw", 32768, 16, 3, 2 * MiB, RAW_BACKING, MiB, ", 'discard': 'unmap'",
       150, .extended = true },
