@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Repairing an image after a check. The order makes a crash at any moment leave
- * nothing worse than it was:
+ * nothing worse than it was (I-Q13):
  *
  *     unknown autoclear bits, the bit of broken bitmaps    flush
  *     L2 entries that cannot be and have no data           flush: before their

@@ -2,13 +2,15 @@
  *
  * Goal: a check finds what qemu-img check finds on the same image, number for
  * number; a repair leaves nothing that qemu-img still finds, repairs whatever
- * qemu-img can repair, and changes nothing that the guest reads.
- * Method: sound images of many kinds, hurt at random in their tables. Repeat with
+ * qemu-img can repair, and changes nothing that the guest reads; a power cut in a
+ * repair leaves an image that is no worse, and that the next repair makes sound.
+ * Method: sound images of many kinds, hurt at random in their tables; replays of a
+ * record (record.h). Repeat with
  * STILLPOINT_SEED, longer with STILLPOINT_ROUNDS.
  */
 #include "base/bytes.h"
 #include "drivers/qcow2/check.h"
-#include "qcow2_test.h"
+#include "record.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -34,6 +36,8 @@ static const char *const kinds[] = {
         "&& qemu-io -f qcow2 -c 'write -P 3 1k 600k' -c 'write -z 16k 3k' -c 'write -P 7 801k 1k' "
         "-c 'discard 64k 32k' i.qcow2 && qemu-img snapshot -c s i.qcow2 && "
         "qemu-io -f qcow2 -c 'write -P 4 0 1k' i.qcow2",
+    "qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=d.raw i.qcow2 2M && "
+        "qemu-io -f qcow2 -c 'write -P 3 0 600k' -c 'write -z 100k 100k' i.qcow2",
 };
 
 /* Things that are wrong which QEMU does not mind: the header, or the active L1
@@ -313,6 +317,71 @@ CO_TEST(random_damage_is_judged_and_repaired_as_by_qemu_img)
     assert_true(checked_dirty * 2 > compared);
 }
 
+/* ---- power cuts ---------------------------------------------------------- */
+
+/* Repair m.qcow2 as r.qcow2 under a record; whether it is sound then. */
+static bool co_repair_recorded(void)
+{
+    struct qcow2_check_result left;
+    const struct qcow2_check_opts o = { .repair = QCOW2_REPAIR_ALL };
+    struct node *file;
+    bool ok;
+
+    must_run("cp m.qcow2 r.qcow2; rm -f record");
+    file = co_test_open("{'driver': 'fault', 'record': '%s', 'file': {'driver': 'file', "
+                        "'filename': '%s'}}", work_path("record"), work_path("r.qcow2"));
+    ok = co_qcow2_check(file, &o, &left, NULL) && !left.corruptions && !left.leaks;
+    co_node_unref(file);
+    return ok;
+}
+
+static void co_cut_repair(uint64_t *seed, const char *what)
+{
+    struct record r = load_record();
+
+    for (int trial = 0; trial < 4 && r.n; trial++) {
+        struct qcow2_check_result left;
+
+        replay("m.qcow2", "crashed.qcow2", &r, pick_cut(&r, seed), seed);
+        if (run("qemu-img compare -q -f qcow2 -F qcow2 m.qcow2 crashed.qcow2") == 1)
+            fail_msg("%s: a cut repair changed what the guest reads", what);
+        if (!co_check_it("crashed.qcow2", QCOW2_REPAIR_ALL, &left, NULL) || left.corruptions ||
+            left.leaks)
+            fail_msg("%s: after a cut repair there are %" PRIu64 " corruptions and %" PRIu64
+                     " leaks that the next does not repair", what, left.corruptions, left.leaks);
+        expect_clean("crashed.qcow2", false);
+    }
+    record_done(&r);
+}
+
+CO_TEST(a_power_cut_in_a_repair_does_no_harm)
+{
+    uint64_t seed = test_seed(777);
+    unsigned cut = 0;
+
+    prepare();
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+        must_run("%s", kinds[i]);
+        uint64_t size = size_of("i.qcow2");
+
+        for (long round = rounds(8); round; round--) {
+            struct qcow2_check_result before;
+            char what[64];
+
+            alarm(60);
+            snprintf(what, sizeof(what), "kind %zu, seed %" PRIu64, i, seed);
+            must_run("cp i.qcow2 m.qcow2");
+            hurt(&seed, size);
+            if (!co_check_it("m.qcow2", QCOW2_REPAIR_NONE, &before, NULL) || doubled ||
+                unshared || !(before.corruptions || before.leaks) || !co_repair_recorded())
+                continue;
+            co_cut_repair(&seed, what);
+            cut++;
+        }
+    }
+    assert_true(cut > 4 || rounds(8) < 8);
+}
+
 CO_TEST(sound_images_are_sound)
 {
     prepare();
@@ -331,6 +400,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sound_images_are_sound),
+        cmocka_unit_test(a_power_cut_in_a_repair_does_no_harm),
         cmocka_unit_test(random_damage_is_judged_and_repaired_as_by_qemu_img),
     };
 
