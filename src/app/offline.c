@@ -4,6 +4,7 @@
  */
 #include "app/offline.h"
 #include "app/image_name.h"
+#include "app/snapshot.h"
 #include "drivers/drivers.h"
 
 struct offline {
@@ -56,13 +57,8 @@ struct node *co_offline_open(const struct offline_open *o, struct err *err)
 
     if (!json)
         return NULL;
-    if (o->snapshot && strcmp(format, "qcow2") != 0) {
-        err_set(err, -EINVAL, "'%s' is a %s image: only qcow2 images have snapshots inside",
-                o->name, format);
+    if (!snapshot_choose(json, o->name, format, o->snapshot, err))
         return NULL;
-    }
-    if (o->snapshot)
-        json_object_set_new(json, "snapshot", schema_json_str(o->snapshot));
     n = co_node_open(json, false, err);
 
     if (!n && image_is_locked_by_others(err))

@@ -7,6 +7,7 @@
 #include "app/cli.h"
 #include "app/daemon.h"
 #include "app/image_name.h"
+#include "app/snapshot.h"
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/nbd_uri.h"
@@ -36,7 +37,7 @@ struct serve_listen {
 struct serve_command {
     struct daemon_opts daemon;
     struct cli_list listen_texts, image_dirs;
-    const char *control, *format;
+    const char *control, *format, *snapshot;
     int engine;
     uint64_t threads;
     bool read_only, direct;
@@ -154,6 +155,10 @@ static bool co_open_disk(struct serve_command *c, struct daemon *d, const struct
 
     if (!options)
         return false;
+    if (!snapshot_choose(options, disk->image, format, c->snapshot, err)) {
+        json_decref(options);
+        return false;
+    }
     if (co_execute(d, "blockdev-add", options, err))
         return true;
     if (image_is_locked_by_others(err))
@@ -274,6 +279,8 @@ static int parse(struct serve_command *c, int argc, char **argv)
         { "control", 0, CLI_TEXT, &c->control, "PATH",
           "the control socket; $STILLPOINT_CONTROL or " DEFAULT_CONTROL " unless given" },
         { "read-only", 'r', CLI_FLAG, &c->read_only, NULL, "clients may not write" },
+        { "snapshot", 'l', CLI_TEXT, &c->snapshot, "NAME",
+          "as they were at this snapshot inside them (name or id); with --read-only" },
         { "format", 'f', CLI_TEXT, &c->format, "FORMAT",
           "of all images: raw or qcow2; by each name's ending unless given" },
         CLI_IMAGE_DIR(&c->image_dirs),
@@ -300,6 +307,8 @@ static int parse(struct serve_command *c, int argc, char **argv)
 
     if (!cli_parse(&command, argc, argv, &first, &status))
         return status;
+    if (c->snapshot && !c->read_only)
+        return cli_misuse("serve", "a snapshot is not written to: add --read-only");
     c->daemon.engine = (enum loop_engine)c->engine;
     c->daemon.threads = (unsigned)c->threads;
     c->control = cli_control(c->control);

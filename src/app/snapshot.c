@@ -73,6 +73,18 @@ void print_snapshot_list(const json_t *list)
         print_snapshot(sn);
 }
 
+bool snapshot_choose(json_t *options, const char *image, const char *format, const char *snapshot,
+                     struct err *err)
+{
+    if (!snapshot)
+        return true;
+    if (strcmp(format, "qcow2") != 0)
+        return err_set(err, -EINVAL, "'%s' is a %s image: only qcow2 images have snapshots inside",
+                       image, format);
+    json_object_set_new(options, "snapshot", schema_json_str(snapshot));
+    return true;
+}
+
 /* ---- the work -------------------------------------------------------------------------------- */
 
 static struct node *co_open_image(struct snapshot_command *c)

@@ -3,7 +3,8 @@
 as the judge."""
 import json
 
-from cli import MiB, fails, held_open, make_image
+import nbd
+from cli import MiB, Serve, fails, held_open, make_image
 from stillpoint import qemu_img, run, stillpoint
 
 
@@ -75,6 +76,16 @@ def test_others_look_at_a_snapshot(tmp_path):
         assert mapped[0]["length"] == MiB and mapped[0]["data"]
     assert "has no snapshot 'no'" in fails("map", "--snapshot", "no", image)
     assert "only qcow2 images have snapshots" in fails("map", "--snapshot", "one", raw)
+
+
+def test_serve_puts_a_snapshot_on_line(tmp_path):
+    image = image_with(tmp_path, "one", "two")
+    with Serve(tmp_path, "--read-only", "--snapshot", "one", image) as s:
+        h = nbd.NBD()
+        h.connect_uri(s.uri("a"))
+        assert h.is_read_only() and h.pread(MiB, 0) == b"\1" * MiB
+        h.shutdown()
+    assert "add --read-only" in fails("serve", "--snapshot", "one", image, status=2)
 
 
 def test_what_is_refused(tmp_path):

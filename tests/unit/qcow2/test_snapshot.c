@@ -523,6 +523,10 @@ CO_TEST(what_cannot_be_is_refused)
     assert_false(has_snapshot(n, "2"));
     co_node_unref(n);
     expect_clean("s.qcow2", false);
+    must_run("rm -f s.qcow2 && qemu-img create -q -f qcow2 -o data_file=d.raw s.qcow2 3M");
+    n = co_open_image("s.qcow2", "");
+    co_expect_refusal(n, CREATE, "a", "external data file");
+    co_node_unref(n);
     co_open_refused("a snapshot can only be opened read-only", "{'driver': 'qcow2', 'snapshot': "
                     "'a', 'file': {'driver': 'file', 'filename': '%s'}}", work_path("s.qcow2"));
     co_open_refused("has no snapshot 'a'", "{'driver': 'qcow2', 'snapshot': 'a', 'read-only': "
