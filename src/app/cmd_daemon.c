@@ -177,7 +177,7 @@ static const struct option_kind {
     { "threads", "N", "threads for disks (default: the CPUs that may be used)", NULL, NULL },
     { "scratch-dir", "DIR", "where backups keep old data for a while (default: /var/tmp)", NULL,
       NULL },
-    { "image-dir", "DIR", "images may name backing files below it, besides those below the "
+    { "image-dir", "DIR", "images may name files below it, besides those below the "
       "directory of the image; repeatable", NULL, NULL },
     { "image-nbd", NULL, "images may name nbd:// URIs as backing files", NULL, NULL },
     { "help", NULL, "this text; VALUE=help tells more of an option", NULL, NULL, 'h' },

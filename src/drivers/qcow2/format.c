@@ -292,6 +292,11 @@ static bool parse_backing_file(const uint8_t *buf, size_t len, struct qcow2_head
     return true;
 }
 
+static const char *crypt_name(uint32_t method)
+{
+    return method == 1 ? "AES" : method == 2 ? "LUKS" : "an unknown method";
+}
+
 bool qcow2_header_parse(const void *buf, size_t len, struct qcow2_header *ret, struct err *err)
 {
     return qcow2_header_parse_to_check(buf, len, ret, err) && check_reftable(ret, err);
@@ -317,7 +322,8 @@ bool qcow2_header_parse_to_check(const void *buf, size_t len, struct qcow2_heade
         !parse_extensions(p, extensions_end, &h, &x, err) || !check_features(&h, &x, err))
         return false;
     if (load_be32(p + 32) || x.crypto)
-        return err_set(err, -ENOTSUP, "encrypted qcow2 images are not supported");
+        return err_set(err, -ENOTSUP, "encrypted qcow2 images are not supported (this one: %s)",
+                       crypt_name(load_be32(p + 32)));
     if (!check_tables(&h, err))
         return false;
     *ret = h;

@@ -187,6 +187,24 @@ CO_TEST(what_cannot_be_made_is_refused)
     co_node_unref(file);
 }
 
+CO_TEST(the_data_file_is_locked_as_the_image_is)
+{
+    struct node *n;
+
+    must_run("rm -f l.data");
+    make_file(work_path("l.data"), MiB);
+    co_make_image("l.qcow2", &(struct qcow2_create_opts){ .size = MiB, .data_file = "l.data" });
+    n = co_open_image("l.qcow2", "");
+    must_run("! qemu-io -f raw -c 'write 0 512' l.data");
+    co_node_unref(n);
+    must_run("qemu-io -f raw -c 'write 0 512' l.data");
+    n = co_open_image("l.qcow2", ", 'read-only': true");
+    assert_true(node_read_only(edge_node(n->data_file)));
+    must_run("! qemu-io -f raw -c 'write 0 512' l.data");
+    must_run("qemu-io -r -f qcow2 -c 'read 0 512' l.qcow2");
+    co_node_unref(n);
+}
+
 /* Entries that may not be in such an image harm their own cluster alone. */
 CO_TEST(a_cluster_in_another_place_is_an_error)
 {
@@ -252,6 +270,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(images_of_ours_are_qemus_too),
         cmocka_unit_test(the_data_file_is_found_by_the_rules),
         cmocka_unit_test(what_cannot_be_made_is_refused),
+        cmocka_unit_test(the_data_file_is_locked_as_the_image_is),
         cmocka_unit_test(a_cluster_in_another_place_is_an_error),
         cmocka_unit_test(data_is_flushed_before_its_entry),
     };

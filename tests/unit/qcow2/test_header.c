@@ -249,6 +249,45 @@ CO_TEST(qemu_reads_a_header_that_was_rewritten)
     co_node_unref(n);
 }
 
+/* Bits and fields of a later time: those that may stay do, through a session that
+ * writes, moves tables and rewrites the header. */
+CO_TEST(what_is_not_known_stays_in_an_image_that_is_used)
+{
+    static uint8_t before[CLUSTER], after[CLUSTER];
+    const uint64_t compatible = 1ULL << 40 | 1ULL << 5, raw_and_later = 3ULL << 1 | 1ULL << 60;
+    struct err err = ERR_INIT;
+    struct node *n;
+    size_t at = 160;
+
+    make_file(work_path("u.data"), MiB);
+    co_make_image("u.qcow2", &(struct qcow2_create_opts){ .size = MiB, .cluster_size = 4096,
+                                                         .data_file = "u.data",
+                                                         .data_file_raw = true });
+    file_read(work_path("u.qcow2"), 0, before, CLUSTER);
+    store_be32(before + 100, (uint32_t)at);
+    store_be64(before + QCOW2_FIELD_AUTOCLEAR, raw_and_later);
+    store_be64(before + 80, compatible);
+    memset(before + 112, 0, CLUSTER - 112);
+    memset(before + 120, 0xab, at - 120);
+    at = put_ext(before, at, 0x12345678, "of a later time", 15);
+    at = put_ext(before, at, QCOW2_EXT_DATA_FILE, "u.data", 6);
+    at = put_ext(before, at, 0x87654321, "x", 1);
+    file_write(work_path("u.qcow2"), 0, before, CLUSTER);
+    must_run("qemu-img info -f qcow2 u.qcow2");
+
+    n = co_open_image("u.qcow2", "");
+    co_fill(n, 0, MiB, 1);
+    if (!co_node_resize(n, 64 * MiB, &err) || !co_qcow2_rename_backing(n, NULL, NULL, &err))
+        fail_msg("%s", err.text);
+    co_fill(n, 60 * MiB, MiB, 1);
+    co_node_unref(n);
+    file_read(work_path("u.qcow2"), 0, after, CLUSTER);
+    assert_int_equal(load_be64(after + 80), compatible);
+    assert_int_equal(load_be64(after + QCOW2_FIELD_AUTOCLEAR), 2);      /* raw data only */
+    assert_memory_equal(before + 96, after + 96, CLUSTER - 96);
+    expect_clean("u.qcow2", false);
+}
+
 /* Renaming and growing tables at the same time lose nothing of each other. */
 CO_TEST(fields_and_the_whole_header_are_written_side_by_side)
 {
@@ -275,6 +314,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_rebuilt_header_keeps_what_it_does_not_know),
         cmocka_unit_test(what_does_not_fit_is_refused_and_feature_names_give_way),
         cmocka_unit_test(qemu_reads_a_header_that_was_rewritten),
+        cmocka_unit_test(what_is_not_known_stays_in_an_image_that_is_used),
         cmocka_unit_test(fields_and_the_whole_header_are_written_side_by_side),
     };
 

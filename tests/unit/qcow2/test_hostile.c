@@ -302,7 +302,7 @@ CO_TEST(an_unknown_feature_is_refused_by_name)
     co_refused("image uses incompatible feature bit 40 which", true);
     co_make();
     set64(32, 2ULL << 32 | 1);       /* crypt_method LUKS, and the size of the L1 table again */
-    co_refused("encrypted qcow2 images are not supported", true);
+    co_refused("encrypted qcow2 images are not supported (this one: LUKS)", true);
 }
 
 CO_TEST(what_is_no_image)
