@@ -78,7 +78,7 @@ fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
 }
 
 mkdir -p "$logs"
-qcow2="random powercut crash mutated model snapshot bitmaps check resize"
+qcow2="random powercut crash mutated model pack snapshot bitmaps check resize"
 ninja -C "$build" stillpoint tests/model/model_backup \
     $(printf 'tests/unit/qcow2/test-qcow2-%s ' $qcow2) >"$logs/build.log" || exit 1
 prepare_fuzzers

@@ -153,6 +153,29 @@ static bool co_make_target(struct run *run)
             co_preallocate(run->target, 0, c->size, prealloc(run), c->watch, &c->err));
 }
 
+/* ---- names ------------------------------------------------------------------------------- */
+
+/* Where @err names @n as the graph does, name it as the user did. */
+static void name_node(struct err *err, const struct node *n, const char *name)
+{
+    CLEANUP(free) char *old = n ? xasprintf("'%s'", node_name(n)) : NULL;
+    const char *at = old ? strstr(err->text, old) : NULL;
+
+    if (at) {
+        CLEANUP(free) char *text = xasprintf("%.*s'%s'%s", (int)(at - err->text), err->text, name,
+                                             at + strlen(old));
+
+        err_set(err, err->code, "%s", text);
+    }
+}
+
+static enum convert_end failed(struct run *run)
+{
+    name_node(&run->c->err, run->source, run->c->source.name);
+    name_node(&run->c->err, run->target, run->c->target->name);
+    return CONVERT_FAILED;
+}
+
 /* ---- the job ------------------------------------------------------------------------------- */
 
 static void job_finished(void *arg, struct job *job, int ret, const struct err *err)
@@ -244,7 +267,7 @@ static enum convert_end co_see_to_end(struct run *run, struct job *job)
     if (!run->why.text[0])
         return CONVERT_DONE;
     c->err = run->why;
-    return CONVERT_FAILED;
+    return failed(run);
 }
 
 static enum convert_end co_copy(struct run *run)
@@ -252,7 +275,7 @@ static enum convert_end co_copy(struct run *run)
     struct job *job = co_start_job(run);
 
     if (!job)
-        return CONVERT_FAILED;
+        return failed(run);
     run->c->started = true;
 
     enum convert_end end = co_see_to_end(run, job);

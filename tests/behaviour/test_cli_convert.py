@@ -174,6 +174,16 @@ def test_an_image_in_use_is_left_alone(raw, tmp_path):
     assert files_in(tmp_path) == ["b.raw", "busy.qcow2", "disk.raw"]
 
 
+def test_what_is_wrong_is_said_with_the_names_that_were_given(raw, tmp_path):
+    qemu_img("create", "-q", "-f", "qcow2", tmp_path / "small.qcow2", "1M")
+    words = fails("convert", raw, tmp_path / "small.qcow2", "-n")
+    assert f"source '{raw}' has {SIZE} bytes, target '{tmp_path}/small.qcow2' has" in words
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path}/data",
+             tmp_path / "d.qcow2", SIZE)
+    words = fails("convert", raw, tmp_path / "d.qcow2", "-n", "-c")
+    assert f"Compression is not supported for this drive '{tmp_path}/d.qcow2'" in words
+
+
 @pytest.mark.parametrize("args, words", [
     (["a.raw", "-c"], "--compress needs a TARGET that can hold compressed data"),
     (["a.qcow2", "-c", "--no-sparse"], "contradict"),
