@@ -16,7 +16,7 @@
 
 /* ---- what is told -------------------------------------------------------- */
 
-static void say(struct check *c, const char *fmt, va_list ap)
+static void PRINTF_LIKE(2, 0) say(struct check *c, const char *fmt, va_list ap)
 {
     char line[512];
 
