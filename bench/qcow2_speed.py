@@ -45,6 +45,12 @@ def make_allocated(path, raw):
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path], check=True)
 
 
+def make_subclusters(path, raw):
+    """Over @raw: what a write does not touch of a cluster need not be copied."""
+    create(path, os.path.getsize(raw), "-o", "extended_l2=on", "-b", os.path.basename(raw),
+           "-F", "raw")
+
+
 def layer(path, i):
     """The file of layer @i of the chain, the lowest first; the highest is @path."""
     return path if i == DEPTH - 1 else f"{path}.{i}"
@@ -75,6 +81,7 @@ def backing_options(path, aio):
 # is one to write to (made anew for every run), and how much of it is worked on.
 JOBS = [
     ("random write, unallocated", "randwrite", "4k", 32, make_unallocated, True, "64g"),
+    ("random write, subclusters over a disk", "randwrite", "4k", 32, make_subclusters, True, "1g"),
     ("random write, allocated", "randwrite", "4k", 32, make_allocated, True, "1g"),
     (f"random read, chain of {DEPTH}", "randread", "4k", 32, make_chain, False, "1g"),
     ("sequential write, empty", "write", "1m", 8, make_unallocated, True, f"{SEQUENTIAL_MIB}m"),

@@ -233,6 +233,9 @@ static void co_one_operation(void)
     co_lock(&b);
     if (b.off + b.len > m->node->size)
         ;                        /* the disk became shorter meanwhile */
+    else if (what < 25 && m->shape->compress && !is_aligned(b.len, m->shape->cluster) &&
+             b.off + b.len != m->node->size)
+        ;                        /* or longer: this is no end of it any more */
     else if (what < 25 && m->shape->compress)
         co_write_compressed(b.off, b.len);
     else if (what < 50)
