@@ -300,6 +300,17 @@ static bool co_open_new(struct rebase_command *c)
     return true;
 }
 
+/* A raw data file reads as the disk does, so nothing may show through. */
+static bool may_stand(struct rebase_command *c)
+{
+    CLEANUP(json_decref) json_t *specific = node_format_info(c->overlay);
+    bool raw = json_is_true(json_object_get(json_object_get(specific, "data"), "data-file-raw"));
+
+    return !c->path || !raw ||
+           err_set(&c->err, -ENOTSUP, "'%s' has a raw data file: such images stand on nothing",
+                   c->name);
+}
+
 static bool hint_unsafe(struct rebase_command *c)
 {
     CLEANUP(free) char *why = xstrdup(c->err.text);
@@ -317,6 +328,8 @@ static bool co_open_images(struct rebase_command *c)
     c->overlay = co_open_overlay(c, false, NULL, false);
     if (!c->overlay)
         return c->err.code == -ENOENT ? hint_unsafe(c) : false;
+    if (!may_stand(c))
+        return false;
     node_get_info(c->overlay, ni);
     c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
     c->old = node_backing(c->overlay);
@@ -380,7 +393,7 @@ static int co_rebase(void *arg)
 
     if (c->unsafe) {
         c->overlay = co_open_overlay(c, false, NULL, true);
-        ok = c->overlay != NULL;
+        ok = c->overlay && may_stand(c);
     } else {
         ok = co_open_images(c) && co_copy(c);
         ok = co_put_bitmaps_back(c, ok);

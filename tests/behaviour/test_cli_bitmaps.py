@@ -2,11 +2,10 @@
 """Dirty bitmaps that an image stores outlive the commands that change it: QEMU reads from them
 afterwards what it wrote into them before, and what was changed meanwhile."""
 import json
-import os
 
 import pytest
-from cli import MiB, info_of, make_image
-from stillpoint import Process, poll_until, qemu_img, run, stillpoint
+from cli import MiB, QemuNbd, info_of, make_image
+from stillpoint import qemu_img, run, stillpoint
 
 GRANULE = 65536
 
@@ -24,18 +23,11 @@ def add_bitmaps(image, *writes):
 
 def dirty(image, tmp_path):
     """What QEMU says is set in b0 .. b2: sets of granules."""
-    sock = tmp_path / "bitmaps.sock"
     result = []
     for name in ("b0", "b1", "b2"):
-        with Process(["qemu-nbd", "-r", "-f", "qcow2", "-k", sock, "-B", name, image],
-                     tmp_path / "qemu-nbd.log") as server:
-            poll_until("qemu-nbd", lambda: os.path.exists(sock) or not server.running())
-            extents = json.loads(run(
-                "nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{name}",
-                f"nbd+unix:///?socket={sock}").stdout)
-            server.kill()
-        if os.path.exists(sock):
-            os.unlink(sock)
+        with QemuNbd(tmp_path, image, "qcow2", ["-r", "-B", name]) as nbd:
+            extents = json.loads(run("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{name}",
+                                     nbd.uri).stdout)
         result.append({g for e in extents if e["type"] & 1 for g in
                        range(e["offset"] // GRANULE,
                              -(-(e["offset"] + e["length"]) // GRANULE))})

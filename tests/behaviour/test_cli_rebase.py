@@ -214,6 +214,18 @@ def test_rebase_says_why_not(args, words, status, chain, tmp_path, monkeypatch):
     assert {n: open(n, "rb").read() for n in os.listdir(tmp_path)} == contents
 
 
+@pytest.mark.parametrize("mode", [[], ["--unsafe"]])
+def test_an_image_with_a_raw_data_file_stands_on_nothing(mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)         # QEMU takes names of data files from here
+    make_image(tmp_path / "base.raw", MiB)
+    top = tmp_path / "top.qcow2"
+    stillpoint("create", top, "1M", "-o", "data_file=top.data,data_file_raw=on")
+    assert "such images stand on nothing" in fails("rebase", top, "-b", "base.raw", *mode)
+    assert backing_of(top) == (None, None)
+    stillpoint("rebase", top, "-b", "", *mode)
+    qemu_img("check", top)
+
+
 def test_rebase_keeps_off_an_image_in_use(chain, tmp_path):
     with held_open(chain):
         assert "is open in another process" in fails("rebase", chain, "-b", "base.raw")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Driving the commands for people: `serve` in the background, `backup` step by step, and
 images to do it with."""
+import contextlib
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
 
@@ -130,16 +132,28 @@ class Serve(Process):
             assert "Sanitizer" not in self.log(), self.log()
 
 
+def somebody_answers(path):
+    """Whether there is a listener: the file is there a moment earlier than that."""
+    with socket.socket(socket.AF_UNIX) as s:
+        try:
+            s.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+
 class QemuNbd(Process):
     """A peer that serves an image as export "e" to several clients."""
 
-    def __init__(self, directory, image, fmt="raw"):
+    def __init__(self, directory, image, fmt="raw", options=("--discard=unmap",)):
         self.socket = os.path.join(str(directory), "qemu-nbd.sock")
         self.uri = f"nbd+unix:///e?socket={self.socket}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.socket)      # an earlier one's, which nobody answers at
         super().__init__(["qemu-nbd", "-f", fmt, "-k", self.socket, "-x", "e", "-t",
-                          "--shared=8", "--discard=unmap", image],
+                          "--shared=8", *options, image],
                          os.path.join(str(directory), "qemu-nbd.log"))
-        poll_until("qemu-nbd", lambda: os.path.exists(self.socket) or not self.running())
+        poll_until("qemu-nbd", lambda: somebody_answers(self.socket) or not self.running())
         assert self.running(), self.log()
 
 
