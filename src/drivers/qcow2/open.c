@@ -189,6 +189,7 @@ bool co_qcow2_reload(struct qcow2 *s, struct err *err)
     /* Too large for the stack of a coroutine to have two. */
     CLEANUP(free) struct qcow2 *old = xmemdup(s, sizeof(*s));
 
+    s->pack_next = 0;        /* its cluster may be another's soon */
     s->l2 = s->refcounts = NULL;
     s->l1 = s->reftable = (struct qcow2_table){ 0 };
     s->meta = s->inactive = (struct qcow2_metaset){ 0 };

@@ -117,6 +117,20 @@ static void co_scribble(struct node *n, struct state *st)
     }
 }
 
+/* Some whole clusters, compressed; several share a host cluster. */
+static void co_compress(struct node *n, struct state *st, uint64_t cluster)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(cluster);
+
+    for (int i = 0; i < 6; i++) {
+        uint64_t off = align_down(test_random(&seed, SIZE - cluster), cluster);
+
+        memset(data, (int)test_random(&seed, 256), cluster);
+        assert_int_equal(co_node_pwrite(n, off, cluster, data, REQ_COMPRESSED), 0);
+        memcpy(st->disk + off, data, cluster);
+    }
+}
+
 enum change { CREATE, DELETE, APPLY };
 
 /* What is done to which snapshot. */
@@ -264,6 +278,7 @@ static void co_run_shape(const struct qcow2_create_opts *shape)
         char name[8];
 
         co_scribble(n, &st);
+        co_compress(n, &st, shape->cluster_size ? shape->cluster_size : 65536);
         snprintf(name, sizeof(name), "%s", st.names[which]);
         change_state(&st, change, which);
         if (change == CREATE)
@@ -271,8 +286,10 @@ static void co_run_shape(const struct qcow2_create_opts *shape)
         if (ours) {
             co_must_change(n, change, name);
             assert_true(co_reads_as(n, st.disk));
-            if (test_random(&seed, 2))
-                co_scribble(n, &st);      /* the node goes on */
+            if (test_random(&seed, 2)) {  /* the node goes on */
+                co_compress(n, &st, shape->cluster_size ? shape->cluster_size : 65536);
+                co_scribble(n, &st);
+            }
         }
         co_node_unref(n);
         if (!ours)
