@@ -416,7 +416,7 @@ static void co_run_cuts(bool shift)
     co_node_unref(n);
     expect_clean("b.qcow2", false);
     r = load_record();
-    for (int trial = 0; trial < 25; trial++) {
+    for (int trial = 0; trial < 15; trial++) {
         size_t cut = trial ? pick_cut(&r, &seed) : r.n;
         int begun = 0, done = 0;
 
