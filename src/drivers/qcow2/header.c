@@ -271,6 +271,8 @@ bool co_qcow2_rename_backing(struct node *n, const char *file, const char *forma
     assert(n->drv == &qcow2_driver);
     if (n->read_only)
         return err_set(err, -EROFS, "Node '%s' is read-only", n->name);
+    if (file && ((struct qcow2 *)n->state)->raw_data)
+        return err_set(err, -EINVAL, "An image whose data file is raw cannot have a backing file");
     r = co_qcow2_begin_metadata(n->state);
     if (r < 0)
         return err_errno(err, r, "could not write to the image");

@@ -280,6 +280,8 @@ CO_TEST(what_is_not_known_stays_in_an_image_that_is_used)
     if (!co_node_resize(n, 64 * MiB, &err) || !co_qcow2_rename_backing(n, NULL, NULL, &err))
         fail_msg("%s", err.text);
     co_fill(n, 60 * MiB, MiB, 1);
+    assert_false(co_qcow2_rename_backing(n, "a.raw", "raw", &err));
+    assert_non_null(strstr(err.text, "cannot have a backing file"));
     co_node_unref(n);
     file_read(work_path("u.qcow2"), 0, after, CLUSTER);
     assert_int_equal(load_be64(after + 80), compatible);
