@@ -97,6 +97,8 @@ while [ "$(left)" -gt 0 ]; do
     behaviour oracle "$seed..$seed" "$tests/test_oracle.py"
     behaviour kill "$seed..$((seed + 4))" "$tests/test_faults.py" -k kill
     behaviour faults "$seed..$seed" "$tests/test_faults.py" -k "not kill"
+    behaviour chains "$seed..$((seed + 4))" "$tests/test_cli_rebase.py" \
+        "$tests/test_cli_commit.py" -k "random or killed"
     for name in $hunters; do
         fuzz "$name"
     done
