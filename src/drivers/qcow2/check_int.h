@@ -74,6 +74,7 @@ struct check {
     /* What was found. */
     bool rebuild;                /* the refcounts cannot be repaired where they are */
     bool bitmaps_broken;
+    bool stray_snapshots;        /* no snapshots, but their table has an impossible place */
     bool invalid_entries;        /* there are L2 entries that a repair makes zero */
     uint64_t copied_errors;      /* those of the corruptions that are COPIED flags */
     uint64_t highest;            /* cluster in use */

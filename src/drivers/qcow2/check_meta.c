@@ -82,6 +82,10 @@ int co_check_load_snapshots(struct check *c)
     c->snapshots = calloc(c->h.n_snapshots + 1ULL, sizeof(*c->snapshots));
     if (!buf || !c->snapshots)
         return -ENOMEM;
+    c->stray_snapshots = !c->h.n_snapshots && !is_aligned(c->h.snapshots_off, c->cluster_size);
+    if (c->stray_snapshots)      /* QEMU does not open it */
+        check_corrupt(c, 1, "ERROR the snapshot table, which is empty, has the invalid offset %#"
+                      PRIx64, c->h.snapshots_off);
     for (uint32_t i = 0; i < c->h.n_snapshots; i++) {
         uint64_t off = align_up(end, 8);
         const uint8_t *e;

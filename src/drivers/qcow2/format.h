@@ -45,6 +45,7 @@ enum {
     QCOW2_FIELD_SIZE = 24,
     QCOW2_FIELD_L1 = 36,             /* u32 entries, u64 offset */
     QCOW2_FIELD_REFTABLE = 48,       /* u64 offset, u32 clusters */
+    QCOW2_FIELD_SNAPSHOTS_OFFSET = 64,
     QCOW2_FIELD_INCOMPATIBLE = 72,
     QCOW2_FIELD_AUTOCLEAR = 88,
 };

@@ -217,7 +217,11 @@ static int co_repair_all(struct check *c)
 {
     int r = 0;
 
-    if (c->invalid_entries) {
+    if (c->stray_snapshots) {
+        r = co_write_u64(c, QCOW2_FIELD_SNAPSHOTS_OFFSET, 0);
+        c->h.snapshots_off = 0;
+    }
+    if (r == 0 && c->invalid_entries) {
         r = co_check_windows(c, co_void_window);
         if (r == 0)
             r = co_node_flush(c->file);

@@ -219,6 +219,17 @@ CO_TEST(a_sparse_image_of_16_tib)
     assert_true(peak() < 512 * MiB);
 }
 
+/* No snapshots, but a place for them that QEMU does not open. */
+CO_TEST(a_stray_place_of_the_snapshot_table)
+{
+    must_run("qemu-img create -q -f qcow2 h.qcow2 1G");
+    put(64, 12345);
+    must_run("! qemu-img info h.qcow2");
+    assert_int_equal(co_check(QCOW2_REPAIR_NONE, NULL).corruptions, 1);
+    assert_int_equal(co_check(QCOW2_REPAIR_ALL, NULL).corruptions, 0);
+    expect_clean("h.qcow2", false);
+}
+
 static bool always(void *ctx)
 {
     (void)ctx;
@@ -248,6 +259,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(snapshots_over_each_other),
         cmocka_unit_test(a_block_that_counts_an_endless_file),
         cmocka_unit_test(a_sparse_image_of_16_tib),
+        cmocka_unit_test(a_stray_place_of_the_snapshot_table),
         cmocka_unit_test(a_check_can_be_cancelled),
     };
 
