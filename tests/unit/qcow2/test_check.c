@@ -365,7 +365,7 @@ CO_TEST(a_power_cut_in_a_repair_does_no_harm)
         uint64_t size = size_of("i.qcow2");
 
         for (long round = rounds(8); round; round--) {
-            struct qcow2_check_result before;
+            struct qcow2_check_result before, theirs;
             char what[64];
 
             alarm(60);
@@ -373,7 +373,8 @@ CO_TEST(a_power_cut_in_a_repair_does_no_harm)
             must_run("cp i.qcow2 m.qcow2");
             hurt(&seed, size);
             if (!co_check_it("m.qcow2", QCOW2_REPAIR_NONE, &before, NULL) || doubled ||
-                unshared || !(before.corruptions || before.leaks) || !co_repair_recorded())
+                unshared || !(before.corruptions || before.leaks) ||
+                !peer_check("m.qcow2", &theirs) || !co_repair_recorded())
                 continue;
             co_cut_repair(&seed, what);
             cut++;
