@@ -130,18 +130,28 @@ static void co_read(uint64_t off, uint64_t len)
         compare(data, off, len, "read");
 }
 
+/* Nobody else is at work behind the new end. */
 static void co_resize(void)
 {
     struct err err = ERR_INIT;
     uint64_t old = m->size, size = old + align_down(below(m->shape->room - old + 1), 512);
+    struct busy b;
 
-    if (m->resizing || size == old)
+    if (m->shape->shrink && below(2))
+        size = align_down(old / 2 + below(old / 2), 512);
+    if (m->resizing || size == old || !size)
         return;
     m->resizing = true;
+    b.off = MIN(size, old);
+    b.len = m->shape->room;
+    co_lock(&b);
     if (!co_node_resize(m->node, size, &err) && !m->may_fail)
         fail_msg("%s: resizing to %" PRIu64 ": %s", m->shape->name, size, err.text);
     m->size = m->node->size;
+    if (size < old)
+        memset(m->shadow + size, 0, old - size);
     m->resizing = false;
+    unlock(&b);
 }
 
 /* A part that a discard may have left: what reads as zero now is so. */

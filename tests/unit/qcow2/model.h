@@ -27,6 +27,7 @@ struct shape {
     bool snapshot;               /* the test has QEMU take one before it begins */
     const char *create;          /* QEMU makes it, with these options; NULL: this driver */
     bool resize;                 /* operations may change the size, up to room */
+    bool shrink;                 /* down, too */
     uint64_t room;               /* bytes of the shadow; 0: size */
 };
 
