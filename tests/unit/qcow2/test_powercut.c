@@ -157,6 +157,7 @@ static bool is_dirty(void)
 
 static void co_cut(struct run *r, size_t cut)
 {
+    alarm(120);
     r->cut = cut;
     replay("before.qcow2", "crashed.qcow2", &r->record, cut, &r->seed);
     /* With lazy refcounts the image is sound, or says that it needs this (I-Q10). */
@@ -241,7 +242,7 @@ CO_TEST(nothing_flushed_is_lost_wherever_the_power_goes)
     uint64_t seed = test_seed(20261201);
 
     for (long round = 0; round < (rounds ? atol(rounds) : 2); round++) {
-        alarm(300);
+        alarm(120);
         co_run(seed + (uint64_t)round, rounds != NULL);
     }
 }
