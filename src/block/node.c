@@ -6,7 +6,9 @@
  * nobody else holds.
  */
 #include "block/core.h"
+#include "base/log.h"
 #include "base/mem.h"
+#include <inttypes.h>
 
 struct whole_node {
     struct node node;
@@ -342,4 +344,27 @@ bool co_node_resize(struct node *n, uint64_t size, struct err *err)
         return false;
     n->size = edge_node(n->file)->size;
     return true;
+}
+
+/* ---- images that contradict themselves --------------------------------------- */
+
+static struct {
+    void (*fn)(void *arg, const struct node *n, const struct node_corruption *c);
+    void *arg;
+} corruption_listener;
+
+void node_set_corruption_listener(void (*fn)(void *arg, const struct node *n,
+                                             const struct node_corruption *c), void *arg)
+{
+    corruption_listener.fn = fn;
+    corruption_listener.arg = arg;
+}
+
+void node_report_corruption(const struct node *n, const struct node_corruption *c)
+{
+    log_error("the image of node '%s' is corrupt: %s (offset %" PRIu64 " of the file, %" PRIu64
+              " bytes) was refused, and nothing more is written to it; see 'stillpoint check'",
+              node_name(n), c->what, c->off, c->len);
+    if (corruption_listener.fn)
+        corruption_listener.fn(corruption_listener.arg, n, c);
 }

@@ -86,6 +86,22 @@ json_t *node_format_info(struct node *n);
 /* What the node was opened with, as blockdev-add would take it. Borrowed. */
 json_t *node_options(const struct node *n);
 
+/* ---- images that contradict themselves -----------------------------------
+ * A driver found that a request would have written data over metadata, or such. */
+
+struct node_corruption {
+    const char *what;            /* one clause: "a write over the refcount table" */
+    uint64_t off, len;           /* host bytes of the image file */
+};
+
+/* For drivers: log it, and tell the listener. Does not suspend. The node's loop. */
+void node_report_corruption(const struct node *n, const struct node_corruption *c);
+
+/* Who is told, on the node's loop; NULL: nobody. One for the process, set while no
+ * node is open. */
+void node_set_corruption_listener(void (*fn)(void *arg, const struct node *n,
+                                             const struct node_corruption *c), void *arg);
+
 /* ---- the request funnel -------------------------------------------------
  * Return 0 or -errno. [off, off+len) must lie inside the node (-EINVAL for
  * reads, -ENOSPC for writes). iov totals len. len 0 succeeds. */

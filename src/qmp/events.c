@@ -105,6 +105,25 @@ static const struct schema_type block_job_pending_type = {
     },
 };
 
+struct image_corrupted {
+    char *device, *node_name, *msg;
+    bool has_node_name, has_offset, has_size, fatal;
+    int64_t offset, size;
+};
+static const struct schema_type image_corrupted_type = {
+    .name = "q_obj_BLOCK_IMAGE_CORRUPTED-arg", .kind = SCHEMA_STRUCT,
+    .size = sizeof(struct image_corrupted),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct image_corrupted, device, "device", &schema_str, NULL),
+        SCHEMA_OPTIONAL(struct image_corrupted, node_name, "node-name", &schema_str, NULL),
+        SCHEMA_REQUIRED(struct image_corrupted, msg, "msg", &schema_str, NULL),
+        SCHEMA_OPTIONAL(struct image_corrupted, offset, "offset", &schema_int, NULL),
+        SCHEMA_OPTIONAL(struct image_corrupted, size, "size", &schema_int, NULL),
+        SCHEMA_REQUIRED(struct image_corrupted, fatal, "fatal", &schema_bool, NULL),
+        SCHEMA_END,
+    },
+};
+
 struct export_deleted {
     char *id;
 };
@@ -132,6 +151,7 @@ static const struct schema_type shutdown_type = {
 
 const struct qmp_event qmp_events[] = {
     { "BLOCK_EXPORT_DELETED", &export_deleted_type },
+    { "BLOCK_IMAGE_CORRUPTED", &image_corrupted_type },
     { "BLOCK_JOB_CANCELLED", &block_job_end_type },
     { "BLOCK_JOB_COMPLETED", &block_job_completed_type },
     { "BLOCK_JOB_ERROR", &block_job_error_type },
@@ -205,6 +225,21 @@ void qmp_emit_export_deleted(struct qmp *q, const char *id)
     struct export_deleted data = { .id = (char *)id };
 
     qmp_emit(q, "BLOCK_EXPORT_DELETED", schema_encode(&export_deleted_type, &data));
+}
+
+/* Nodes have no device names here. Always fatal: the driver has stopped writing. */
+void qmp_image_corrupted(void *arg, const struct node *n, const struct node_corruption *c)
+{
+    struct image_corrupted data = {
+        .device = (char *)"",
+        .has_node_name = true, .node_name = (char *)node_name(n),
+        .msg = (char *)c->what,
+        .has_offset = true, .offset = (int64_t)c->off,
+        .has_size = true, .size = (int64_t)c->len,
+        .fatal = true,
+    };
+
+    qmp_post_event(arg, "BLOCK_IMAGE_CORRUPTED", schema_encode(&image_corrupted_type, &data));
 }
 
 /* ---- jobs ---------------------------------------------------------------------------- */

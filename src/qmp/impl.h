@@ -97,6 +97,9 @@ void qmp_post_event(struct qmp *q, const char *name, json_t *data); /* any threa
 void qmp_emit_shutdown(struct qmp *q, enum qmp_shutdown_cause cause);
 void qmp_emit_export_deleted(struct qmp *q, const char *id);
 
+/* A listener for node_set_corruption_listener. */
+void qmp_image_corrupted(void *arg, const struct node *n, const struct node_corruption *c);
+
 /* The events of every job, with the struct qmp as argument. */
 extern const struct job_events qmp_job_events;
 

@@ -6,13 +6,14 @@ import os
 import random
 import signal
 import socket
+import struct
 import threading
 import time
 
 import pytest
 
 import stillpoint
-from stillpoint import Daemon, Process, Qmp, QmpError, poll_until, run
+from stillpoint import Daemon, Process, Qmp, QmpError, poll_until, qemu_img, run
 
 # However loaded the machine is, an answer that waits for nothing comes within this.
 AT_ONCE = 10
@@ -76,6 +77,34 @@ def test_events_come_to_every_monitor_with_a_time(daemon):
             assert before - 1 <= stamp["seconds"] + stamp["microseconds"] / 1e6 <= time.time() + 1
         silent.send({"execute": "query-jobs"})
         assert silent.receive()["error"]["class"] == "CommandNotFound"
+
+
+def test_an_image_found_corrupt_is_told_of(daemon, tmp_path):
+    """Its L2 entry says that the guest's data is where the refcount table is."""
+    path = tmp_path / "bad.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 128k", path)
+    with open(path, "r+b") as f:
+        header = f.read(104)
+        l1, table = (struct.unpack(">Q", header[at:at + 8])[0] for at in (40, 48))
+        f.seek(l1)
+        l2 = struct.unpack(">Q", f.read(8))[0] & (1 << 56) - 1
+        f.seek(l2)
+        f.write(struct.pack(">Q", 1 << 63 | table))
+    before = path.read_bytes()[table:table + 65536]
+    daemon.qmp("blockdev-add", {"driver": "qcow2", "node-name": "n0",
+                                "file": {"driver": "file", "filename": str(path)}})
+    uri = daemon.serve("n0")("n0")
+    assert run("qemu-io", "-f", "raw", "-c", "write -P 2 0 4k", uri, check=False).returncode
+    event = daemon.qmp.wait_event("BLOCK_IMAGE_CORRUPTED")["data"]
+    assert event["node-name"] == "n0" and event["device"] == "" and event["fatal"] is True
+    assert event["offset"] == table and "metadata" in event["msg"]
+    # It is told once, the rest can still be read, and nothing is written any more.
+    assert run("qemu-io", "-f", "raw", "-c", "write -P 2 64k 4k", uri, check=False).returncode
+    run("qemu-io", "-f", "raw", "-c", "read -P 1 64k 64k", uri)
+    assert [e["event"] for e in daemon.qmp.events].count("BLOCK_IMAGE_CORRUPTED") == 0
+    assert path.read_bytes()[table:table + 65536] == before
+    assert path.read_bytes()[79] & 2, "the corrupt bit"
 
 
 def test_a_monitor_that_hangs_up_in_the_middle_harms_nobody(daemon):

@@ -131,6 +131,8 @@ static const struct iovec *run_slice(struct run *run, uint64_t len, int *ret_nio
 
 /* ---- in place ------------------------------------------------------------ */
 
+#define NOT_OWN "a write of data over metadata or behind the end of the file"
+
 /* Whether an L2 entry may say that these bytes are the guest's own (I-Q8). A
  * cluster behind the end of the file cannot be in use. */
 static bool own_bytes(const struct qcow2 *s, uint64_t host, uint64_t len)
@@ -145,7 +147,7 @@ static int co_overwrite(struct qcow2 *s, uint64_t host, uint64_t len, const stru
                         int niov, unsigned flags)
 {
     if (UNLIKELY(!own_bytes(s, host, len)))
-        return co_qcow2_mark_corrupt(s);
+        return co_qcow2_mark_corrupt(s, NOT_OWN, host, len);
     if (UNLIKELY(host + len > node_size(s->data))) {
         int r = co_qcow2_data_grow(s, host + len);
 
@@ -175,7 +177,7 @@ static int co_claim_space(struct qcow2 *s, struct claim *c, const struct qcow2_e
     if (has_own_host(e)) {
         *ret = (struct qcow2_space){ .host = align_down(e->host, 1ULL << s->unit_bits) };
         if (!own_bytes(s, ret->host, bytes))
-            return co_qcow2_mark_corrupt(s);
+            return co_qcow2_mark_corrupt(s, NOT_OWN, ret->host, bytes);
         /* The last cluster of a file need not be there to its end; in a data file it is
          * not even written to its end. */
         return s->geo.data_file ? 0 : co_qcow2_host_grow(s, ret->host + bytes);

@@ -38,11 +38,12 @@ void qcow2_stop_writing(struct qcow2 *s)
     s->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
 }
 
-int co_qcow2_mark_corrupt(struct qcow2 *s)
+int co_qcow2_mark_corrupt(struct qcow2 *s, const char *what, uint64_t host, uint64_t len)
 {
     if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return -EIO;
     qcow2_stop_writing(s);
+    node_report_corruption(s->node, &(struct node_corruption){ what, host, len });
     if (s->geo.version < 3 || s->node->read_only)
         return -EIO;
 

@@ -152,7 +152,8 @@ MUST_CHECK int co_qcow2_begin_metadata(struct qcow2 *s);
 /* The same before the guest's content changes: enabled bitmaps are marked in_use. */
 MUST_CHECK int co_qcow2_begin_write(struct qcow2 *s);
 /* Stop writing, and set the corrupt bit in the file (version 3). Always -EIO. */
-MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s);
+MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s, const char *what, uint64_t host,
+                                     uint64_t len);
 /* Set the dirty bit, on the disk, unless it is set: refcounts may be wrong from now
  * on. And clear it, when they are right, on the disk, again. Under sync_lock, or when
  * nobody else is there. */

@@ -146,7 +146,8 @@ static int co_check_taken(struct qcow2 *s, struct qcow2_space *space)
     if (end > QCOW2_MAX_HOST_OFFSET)
         return -EFBIG;
     if (qcow2_is_metadata(s, space->host, bytes))
-        return co_qcow2_mark_corrupt(s);
+        return co_qcow2_mark_corrupt(s, "the allocation of clusters that hold metadata",
+                                     space->host, bytes);
     space->fresh = space->host >= s->fresh_from;
     if (s->fresh_from != UINT64_MAX)
         s->fresh_from = MAX(s->fresh_from, end);
@@ -239,7 +240,8 @@ int co_qcow2_unref(struct qcow2 *s, uint64_t first, uint32_t n)
         if (r == 0 && p.slice)
             r = unref_in_slice(s, &p, part, &corrupt);
         if (r == 0 && corrupt)
-            r = co_qcow2_mark_corrupt(s);
+            r = co_qcow2_mark_corrupt(s, "a reference given up that was not counted",
+                                      first << s->geo.cluster_bits, part * s->cluster_size);
         if (r < 0)
             return r;
         first += part;

@@ -46,7 +46,8 @@ static int co_make_block(struct qcow2 *s, uint64_t block)
     if (host >= QCOW2_MAX_HOST_OFFSET)
         return -EFBIG;
     if (qcow2_is_metadata(s, host, s->cluster_size))
-        return co_qcow2_mark_corrupt(s);
+        return co_qcow2_mark_corrupt(s, "a refcount block over other metadata", host,
+                                     s->cluster_size);
     qcow2_cache_drop(s->refcounts, host, s->cluster_size);
     r = co_zero_new(s, host, s->cluster_size);
     if (r == 0)
@@ -119,7 +120,7 @@ static int co_prepare_area(struct qcow2 *s, const struct area *a)
     if (host >= QCOW2_MAX_HOST_OFFSET || bytes > QCOW2_MAX_HOST_OFFSET - host)
         return -EFBIG;
     if (qcow2_is_metadata(s, host, bytes))
-        return co_qcow2_mark_corrupt(s);
+        return co_qcow2_mark_corrupt(s, "a refcount table over other metadata", host, bytes);
     qcow2_cache_drop(s->refcounts, host, a->blocks * s->cluster_size);
     if (s->fresh_from != UINT64_MAX)
         s->fresh_from = MAX(s->fresh_from, host + bytes);
