@@ -31,8 +31,9 @@ unsigned char *load_file(const char *name, size_t *ret_len);
 /* The file "record" of work_dir(), which option "record" of driver fault wrote. */
 struct record load_record(void);
 void record_done(struct record *r);
-/* Records that are in that file by now. */
-size_t count_records(void);
+/* Records that are in that file by now. What was begun before the last of them, such as
+ * work in the background, is waited for until it is there too. Coroutine. */
+size_t co_count_records(void);
 
 /* A number of records to stop after; often when a flush is nearly done, which is
  * the most interesting moment. */

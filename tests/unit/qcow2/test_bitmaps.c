@@ -404,12 +404,12 @@ static void co_run_cuts(bool shift)
                      "{'driver': 'file', 'filename': '%s'}}}", work_path("record"),
                      work_path("b.qcow2"));
     for (int k = 0; k < STATES; k++) {
-        written[k] = count_records();
+        written[k] = co_count_records();
         co_fill(n, (uint64_t)k * PHASE_STEP, PHASE_BYTES, (unsigned char)(k + 2));
         assert_int_equal(co_node_flush(n), 0);
         co_enter_state(n, &st[k], NULL, &ok);
         assert_true(ok);
-        stored[k] = count_records();
+        stored[k] = co_count_records();
     }
     at = ((struct qcow2 *)n->state)->header.bitmaps.at;
     assert_int_equal(at / 512 != (at + QCOW2_BITMAP_EXT_BYTES - 1) / 512, shift);

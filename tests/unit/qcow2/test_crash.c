@@ -77,9 +77,9 @@ static void expect_content(const struct model *m, const struct phase *phases, si
     }
 }
 
-static void end_phase(struct model *m, struct phase *p)
+static void co_end_phase(struct model *m, struct phase *p)
 {
-    p->record = count_records();
+    p->record = co_count_records();
     p->shadow = xmemdup(m->shadow, m->shape->size);
     p->touched = xzalloc(div_round_up(m->shape->size, 512) + 1);
 }
@@ -116,13 +116,13 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
     m.node = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', 'file': "
                           "{'driver': 'file', 'filename': '%s'}}%s}", work_path("record"),
                           work_path("model.qcow2"), shape->options);
-    end_phase(&m, &phases[0]);
+    co_end_phase(&m, &phases[0]);
     for (int i = 1; i <= PHASES; i++) {
         free(MOVE(m.touched));
         m.touched = phases[i - 1].touched;
         co_model_work(&m, shape->ops);
         assert_int_equal(co_node_flush(m.node), 0);
-        end_phase(&m, &phases[i]);
+        co_end_phase(&m, &phases[i]);
         m.touched = NULL;
     }
     co_node_unref(m.node);

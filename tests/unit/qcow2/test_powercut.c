@@ -42,10 +42,10 @@ struct run {
 
 /* ---- the work ------------------------------------------------------------- */
 
-static void end_phase(struct run *r, int i)
+static void co_end_phase(struct run *r, int i)
 {
     r->phases[i] = (struct phase){
-        .record = count_records(), .size = r->m.size,
+        .record = co_count_records(), .size = r->m.size,
         .shadow = xmemdup(r->m.shadow, r->m.size),
         .touched = xzalloc(div_round_up(r->shape.shape.room, 512) + 1),
     };
@@ -59,13 +59,13 @@ static void co_work(struct run *r)
     m->node = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', "
                            "'file': {'driver': 'file', 'filename': '%s'}}%s}", work_path("record"),
                            work_path("model.qcow2"), m->shape->options);
-    end_phase(r, 0);
+    co_end_phase(r, 0);
     for (int i = 1; i <= PHASES; i++) {
         free(MOVE(m->touched));
         m->touched = r->phases[i - 1].touched;
         co_model_work(m, 10 + (unsigned)test_random(&r->seed, m->shape->ops / 4));
         assert_int_equal(co_node_flush(m->node), 0);
-        end_phase(r, i);
+        co_end_phase(r, i);
         m->touched = NULL;
     }
     co_node_unref(m->node);

@@ -469,7 +469,7 @@ static void co_run_cuts(const struct qcow2_create_opts *shape)
     for (int i = 1; i <= PHASES; i++) {
         states[i] = state_copy(&states[i - 1]);
         co_do_phase(n, &states[i], i);
-        done[i] = count_records();
+        done[i] = co_count_records();
     }
     co_node_unref(n);
     expect_clean("s.qcow2", false);
