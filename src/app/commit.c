@@ -186,7 +186,9 @@ static bool co_put_bitmaps_back(struct commit_command *c, struct node *n,
                                 const struct kept_bitmaps *k, bool ok)
 {
     struct err err = ERR_INIT;
-    bool stored = co_node_flush(n) == 0 && co_bitmaps_put_back(n, k, &err);
+    int r = co_node_flush(n);
+    bool stored = r < 0 ? err_errno(&err, r, "Cannot flush '%s'", c->name)
+                        : co_bitmaps_put_back(n, k, &err);
 
     if (ok && !stored)
         c->err = err;

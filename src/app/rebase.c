@@ -150,7 +150,7 @@ static uint64_t end_of_old(const struct rebase_command *c)
 static int co_find(void *arg, uint64_t off, struct sweep_piece *p)
 {
     struct rebase_command *c = arg;
-    uint64_t end = end_of_old(c), len, step;
+    uint64_t end = end_of_old(c), begin, len, step;
     bool same;
 
     p->len = 0;
@@ -165,9 +165,12 @@ static int co_find(void *arg, uint64_t off, struct sweep_piece *p)
             return r;
         if (same)
             continue;
-        /* Whole units, as far as the overlay has nothing of its own in it. */
-        p->off = off;
-        p->len = MIN(MIN(align_up(off + step, c->unit) - off, len), (uint64_t)SWEEP_PIECE);
+        /* Whole units, as far as the overlay has nothing of its own in it; also when
+         * their first part is the same. */
+        begin = align_down(off, c->unit);
+        p->off = begin;
+        p->len = MIN(MIN(align_up(off + step, c->unit), off + len) - begin,
+                     (uint64_t)SWEEP_PIECE);
         return 0;
     }
 }
@@ -247,9 +250,10 @@ static int co_find_zeros(void *arg, uint64_t off, struct sweep_piece *p)
             return r;
         if (flags & STATUS_ZERO)
             continue;
-        p->off = off;
-        /* A unit that begins in a range which the overlay leaves open ends in it. */
-        p->len = MIN(align_up(off + step, c->unit), node_size(c->overlay)) - off;
+        /* Whole units: what is written of one fills the rest of it from the new chain. One
+         * that begins in a range which the overlay leaves open ends in it. */
+        p->off = align_down(off, c->unit);
+        p->len = MIN(align_up(off + step, c->unit), node_size(c->overlay)) - p->off;
         p->len = MIN(p->len, (uint64_t)SWEEP_PIECE);
         return 0;
     }

@@ -120,6 +120,20 @@ def test_zeros_stay_zeros_and_take_no_space(tmp_path):
     assert os.stat(top).st_blocks * 512 < 3 * MiB
 
 
+@pytest.mark.parametrize("hole", [(64, 68), (68, 72)])
+def test_holes_smaller_than_clusters(hole, tmp_path):
+    """What both read as zero at the border of the old file ends inside a cluster of the
+    overlay; the new file has more than a piece of data behind it."""
+    make_image(tmp_path / "old.raw", 68 * 1024, writes=["write -P 1 0 64k"])
+    begin, end = hole
+    make_image(tmp_path / "new.raw", 5 * MiB,
+               writes=[f"write -P 2 0 {begin}k", f"write -P 3 {end}k {5 * 1024 - end}k"])
+    top = make_image(tmp_path / "top.qcow2", 5 * MiB, backing=tmp_path / "old.raw")
+    before = flat(top, tmp_path / "before.raw")
+    stillpoint("rebase", top, "-b", "new.raw")
+    reads_as(top, before)
+
+
 @pytest.mark.parametrize("seed", live.seeds())
 def test_random_chains(seed, tmp_path):
     """Long chains of odd sizes, rebased up and down and to strangers, again and again."""

@@ -194,6 +194,7 @@ static int co_check_once(struct check *c)
         .corruptions_fixed = res->corruptions_fixed,
         .leaks_fixed = res->leaks_fixed,
     };
+    check_forget_slices(c);      /* a repair may have written past them */
     c->rebuild = c->bitmaps_broken = c->invalid_entries = false;
     c->copied_errors = c->highest = c->compared = 0;
     c->file_end = align_up(node_size(c->file), 512);

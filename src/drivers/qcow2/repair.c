@@ -36,7 +36,7 @@ static int co_begin(struct check *c)
     uint64_t known = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA, bits;
     int r;
 
-    if (c->bitmaps_broken)
+    if (c->bitmaps_broken && c->opts->repair == QCOW2_REPAIR_ALL)
         known &= ~QCOW2_AUTOCLEAR_BITMAPS;
     bits = c->h.autoclear & known;
     if (c->geo.version < 3 || bits == c->h.autoclear)
