@@ -58,6 +58,8 @@ int co_request_begin(struct request *rq, struct node *n, uint64_t off, uint64_t 
 
     if (r < 0)
         request_end(rq);
+    else if (!(flags & REQ_WRITE_UNCHANGED) && (n->core->keeper || !list_empty(&n->core->bitmaps)))
+        co_dirty_before_write(n, rq->start, MIN(rq->end, n->size) - rq->start);
     return r;
 }
 

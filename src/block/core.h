@@ -14,6 +14,7 @@
 #include <stdatomic.h>
 
 struct disk;
+struct dirty_keeper;
 
 #define EDGE_ROLE_MAX 16        /* with the terminator */
 
@@ -54,6 +55,8 @@ struct node_core {
     struct disk *disk;           /* NULL while it has no users */
     unsigned doors_shut;         /* co_shut_doors on this very node */
 
+    struct list bitmaps;         /* dirty_bitmap (dirty.c) */
+    struct dirty_keeper *keeper; /* NULL: none */
     struct list notifiers;       /* node_notifier; those without a function are cursors */
     bool write_care;             /* writes have something to look after: see request.c */
     struct list requests;        /* tracked writes, in order of arrival (align.c) */
@@ -122,6 +125,13 @@ static inline bool range_inside(const struct node *n, uint64_t off, uint64_t len
 
 /* Tell the before-write notifiers. */
 MUST_CHECK int co_request_notify(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+
+/* ---- dirty.c ------------------------------------------------------------------ */
+
+/* I-B1: set the bits of a write that is about to reach the driver. */
+void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len);
+void dirty_bitmaps_resized(struct node *n);
+void dirty_bitmaps_end(struct node *n);
 
 /* ---- align.c ------------------------------------------------------------------ */
 

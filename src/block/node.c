@@ -6,6 +6,7 @@
  * nobody else holds.
  */
 #include "block/core.h"
+#include "block/dirty.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include <inttypes.h>
@@ -29,6 +30,7 @@ struct node *node_new(const struct driver *drv, struct loop *loop)
     list_init(&core->registered);
     list_init(&core->children);
     list_init(&core->parents);
+    list_init(&core->bitmaps);
     list_init(&core->notifiers);
     list_init(&core->requests);
     list_init(&core->doomed);
@@ -89,8 +91,11 @@ static void co_close_doomed(struct list *doomed)
 
         assert(n->loop == loop_current());
         assert(list_empty(&core->parents) && !core->disk && list_empty(&core->requests));
+        if (core->keeper)
+            core->keeper->ops->co_close(core->keeper);
         if (core->opened && n->drv->co_close)
             n->drv->co_close(n);
+        dirty_bitmaps_end(n);
         drop_children(n, doomed);
         graph_unregister(n);
         json_decref(core->options);
@@ -116,6 +121,7 @@ void co_node_reset(struct node *n)
 
     drop_children(n, &doomed);
     co_close_doomed(&doomed);
+    dirty_bitmaps_end(n);
     n->file = n->backing = n->data_file = NULL;
     n->size = 0;
     n->limits = (struct node_limits){ 0 };
@@ -325,6 +331,19 @@ void node_allow_resize(struct node *n)
     n->core->resize_forbidden--;
 }
 
+static bool co_resize_driver(struct node *n, uint64_t size, struct err *err)
+{
+    if (n->drv->co_resize)
+        return n->drv->co_resize(n, size, err);
+    if (!n->drv->is_filter || !n->file)
+        return err_set(err, -ENOTSUP, "Driver '%s' of node '%s' cannot resize", n->drv->name,
+                       n->name);
+    if (!co_node_resize(edge_node(n->file), size, err))
+        return false;
+    n->size = edge_node(n->file)->size;
+    return true;
+}
+
 bool co_node_resize(struct node *n, uint64_t size, struct err *err)
 {
     assert(n->loop == loop_current());
@@ -335,14 +354,9 @@ bool co_node_resize(struct node *n, uint64_t size, struct err *err)
     if (n->core->resize_forbidden)
         return err_set(err, -EBUSY, "Node '%s' cannot be resized now: %s", n->name,
                        n->core->resize_why);
-    if (n->drv->co_resize)
-        return n->drv->co_resize(n, size, err);
-    if (!n->drv->is_filter || !n->file)
-        return err_set(err, -ENOTSUP, "Driver '%s' of node '%s' cannot resize", n->drv->name,
-                       n->name);
-    if (!co_node_resize(edge_node(n->file), size, err))
+    if (!co_resize_driver(n, size, err))
         return false;
-    n->size = edge_node(n->file)->size;
+    dirty_bitmaps_resized(n);
     return true;
 }
 

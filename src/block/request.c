@@ -24,8 +24,8 @@ void node_update_care(struct node *n)
 {
     struct node_core *core = n->core;
 
-    core->write_care = !list_empty(&core->notifiers) || core->detect_zeroes ||
-                       n->limits.request_align > 1;
+    core->write_care = !list_empty(&core->notifiers) || !list_empty(&core->bitmaps) ||
+                       core->keeper || core->detect_zeroes || n->limits.request_align > 1;
 }
 
 /* ---- reads ------------------------------------------------------------------- */

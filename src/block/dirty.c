@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Dirty bitmaps: see dirty.h for what they promise. A bitmap has one row of bits that
+ * records, and while a backup works with it a second one that is frozen.
+ */
+#include "block/dirty.h"
+#include "base/mem.h"
+#include "block/core.h"
+#include <stdio.h>
+#include <string.h>
+
+struct dirty_bitmap {
+    struct list link;            /* core->bitmaps */
+    struct node *node;           /* borrowed: the bitmap goes with it */
+    char *name;
+    unsigned shift;              /* log2 of the granularity */
+    bool enabled, persistent, busy;
+    char *inconsistent;          /* why; NULL: it is not */
+    struct bitmap *bits;         /* records */
+    struct bitmap *frozen;       /* what a backup works on; NULL: none does */
+};
+
+/* ---- life ------------------------------------------------------------------------- */
+
+static uint64_t bits_for(uint64_t size, unsigned shift)
+{
+    return div_round_up(size, 1ULL << shift);
+}
+
+uint32_t dirty_default_granularity(struct node *n)
+{
+    CLEANUP(free) struct node_info *info = xnew(struct node_info);
+
+    node_get_info(n, info);
+    if (!info->cluster_size)
+        return 64 * KiB;
+    return MAX(MIN(info->cluster_size, 64 * KiB), 4 * KiB);
+}
+
+static bool check_opts(struct node *n, const struct dirty_bitmap_opts *o, uint32_t granularity,
+                       struct err *err)
+{
+    size_t len = strlen(o->name);
+
+    if (!len)
+        return err_set(err, -EINVAL, "Bitmap name cannot be empty");
+    if (len > DIRTY_NAME_MAX)
+        return err_set(err, -EINVAL, "Bitmap name is longer than %d bytes", DIRTY_NAME_MAX);
+    if (dirty_bitmap_find(n, o->name, NULL))
+        return err_set(err, -EEXIST, "Bitmap already exists: %s", o->name);
+    if (!is_power_of_2(granularity) || granularity < DIRTY_GRANULARITY_MIN ||
+        granularity > DIRTY_GRANULARITY_MAX)
+        return err_set(err, -EINVAL, "Granularity %u of bitmap '%s' must be a power of 2 from "
+                       "%u to %u", granularity, o->name, DIRTY_GRANULARITY_MIN,
+                       DIRTY_GRANULARITY_MAX);
+    return true;
+}
+
+struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_opts *o,
+                                      struct err *err)
+{
+    uint32_t granularity = o->granularity ? o->granularity : dirty_default_granularity(n);
+
+    assert(n->loop == loop_current());
+    if (!check_opts(n, o, granularity, err))
+        return NULL;
+
+    unsigned shift = (unsigned)__builtin_ctz(granularity);
+    struct bitmap *bits = bitmap_new(bits_for(n->size, shift));
+
+    if (!bits) {
+        err_set(err, -ENOMEM, "No memory for bitmap '%s' of node '%s'", o->name, node_name(n));
+        return NULL;
+    }
+
+    struct dirty_bitmap *bm = xnew(struct dirty_bitmap);
+
+    bm->node = n;
+    bm->name = xstrdup(o->name);
+    bm->shift = shift;
+    bm->enabled = !o->disabled;
+    bm->persistent = o->persistent;
+    bm->bits = bits;
+    list_push_tail(&n->core->bitmaps, &bm->link);
+    node_update_care(n);
+    return bm;
+}
+
+static void bitmap_end(struct dirty_bitmap *bm)
+{
+    list_del(&bm->link);
+    bitmap_free(bm->bits);
+    bitmap_free(bm->frozen);
+    free(bm->inconsistent);
+    free(bm->name);
+    free(bm);
+}
+
+void dirty_bitmap_remove(struct dirty_bitmap *bm)
+{
+    struct node *n = bm->node;
+
+    assert(n->loop == loop_current() && !bm->busy);
+    bitmap_end(bm);
+    node_update_care(n);
+}
+
+void dirty_bitmaps_end(struct node *n)
+{
+    struct dirty_bitmap *bm;
+
+    while ((bm = dirty_bitmap_next(n, NULL)))
+        bitmap_end(bm);
+}
+
+struct dirty_bitmap *dirty_bitmap_next(struct node *n, struct dirty_bitmap *bm)
+{
+    struct list *next = bm ? bm->link.next : n->core->bitmaps.next;
+
+    return next == &n->core->bitmaps ? NULL : list_entry(next, struct dirty_bitmap, link);
+}
+
+struct dirty_bitmap *dirty_bitmap_find(struct node *n, const char *name, struct err *err)
+{
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        if (strcmp(bm->name, name) == 0)
+            return bm;
+    }
+    err_set(err, -ENOENT, "Dirty bitmap '%s' not found", name);
+    return NULL;
+}
+
+/* ---- facts ------------------------------------------------------------------------ */
+
+const char *dirty_bitmap_name(const struct dirty_bitmap *bm)
+{
+    return bm->name;
+}
+
+struct node *dirty_bitmap_node(const struct dirty_bitmap *bm)
+{
+    return bm->node;
+}
+
+uint32_t dirty_bitmap_granularity(const struct dirty_bitmap *bm)
+{
+    return 1u << bm->shift;
+}
+
+bool dirty_bitmap_enabled(const struct dirty_bitmap *bm)
+{
+    return bm->enabled;
+}
+
+bool dirty_bitmap_persistent(const struct dirty_bitmap *bm)
+{
+    return bm->persistent;
+}
+
+bool dirty_bitmap_busy(const struct dirty_bitmap *bm)
+{
+    return bm->busy;
+}
+
+const char *dirty_bitmap_inconsistent(const struct dirty_bitmap *bm)
+{
+    return bm->inconsistent;
+}
+
+const struct bitmap *dirty_bitmap_bits(const struct dirty_bitmap *bm)
+{
+    return bm->frozen ? bm->frozen : bm->bits;
+}
+
+uint64_t dirty_bitmap_count(const struct dirty_bitmap *bm)
+{
+    return bitmap_count(dirty_bitmap_bits(bm)) << bm->shift;
+}
+
+bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit)
+{
+    return bitmap_test(bm->bits, bit) || (bm->frozen && bitmap_test(bm->frozen, bit));
+}
+
+/* ---- use --------------------------------------------------------------------------- */
+
+bool dirty_bitmap_check(const struct dirty_bitmap *bm, unsigned allow, struct err *err)
+{
+    if (bm->busy && !(allow & DIRTY_BUSY_OK))
+        return err_set(err, -EBUSY, "Bitmap '%s' is currently in use by another operation and "
+                       "cannot be used", bm->name);
+    if (bm->inconsistent && !(allow & DIRTY_INCONSISTENT_OK))
+        return err_set(err, -EINVAL, "Bitmap '%s' is inconsistent and cannot be used: %s. Try "
+                       "block-dirty-bitmap-remove to delete this bitmap from disk", bm->name,
+                       bm->inconsistent);
+    return true;
+}
+
+void dirty_bitmap_hold(struct dirty_bitmap *bm)
+{
+    assert(!bm->busy);
+    bm->busy = true;
+    node_forbid_resize(bm->node, "one of its dirty bitmaps is in use");
+}
+
+void dirty_bitmap_let_go(struct dirty_bitmap *bm)
+{
+    assert(bm->busy);
+    bm->busy = false;
+    node_allow_resize(bm->node);
+}
+
+void dirty_bitmap_enable(struct dirty_bitmap *bm)
+{
+    bm->enabled = true;
+}
+
+void dirty_bitmap_disable(struct dirty_bitmap *bm)
+{
+    bm->enabled = false;
+}
+
+/* ---- bits --------------------------------------------------------------------------- */
+
+static struct dirty_keeper *keeper_of(const struct dirty_bitmap *bm)
+{
+    return bm->persistent && !bm->inconsistent ? bm->node->core->keeper : NULL;
+}
+
+/* [first, first+count) of the bits of @bm that record. */
+static void set_bits(struct dirty_bitmap *bm, uint64_t first, uint64_t count)
+{
+    struct dirty_keeper *k = keeper_of(bm);
+
+    bitmap_set(bm->bits, first, count);
+    if (k)
+        k->ops->bits_set(k, bm, first, count);
+}
+
+void dirty_bitmap_set(struct dirty_bitmap *bm, uint64_t off, uint64_t len)
+{
+    uint64_t first = off >> bm->shift;
+    uint64_t count = len ? ((off + len - 1) >> bm->shift) - first + 1 : 0;
+
+    if (!bitmap_all_set(bm->bits, first, count))
+        set_bits(bm, first, count);
+}
+
+void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len)
+{
+    struct dirty_keeper *k = n->core->keeper;
+
+    if (k)
+        k->ops->co_before_write(k, off, len);
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        if (bm->enabled && !bm->inconsistent)
+            dirty_bitmap_set(bm, off, len);
+    }
+}
+
+/* An empty row in place of @row. There is address space for it: its like was there
+ * a moment ago. */
+static struct bitmap *take_row(struct bitmap **row)
+{
+    struct bitmap *empty = bitmap_new(bitmap_size(*row)), *old = *row;
+
+    assert(empty);
+    *row = empty;
+    return old;
+}
+
+struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm)
+{
+    struct bitmap *were = take_row(&bm->bits);
+    struct dirty_keeper *k = keeper_of(bm);
+
+    assert(!bm->frozen);
+    if (k)
+        k->ops->bits_cleared(k, bm, were);
+    return were;
+}
+
+void dirty_bitmap_add_bits(struct dirty_bitmap *bm, const struct bitmap *bits)
+{
+    uint64_t all = bitmap_size(bits), first, count;
+
+    assert(all == bitmap_size(bm->bits));
+    for (uint64_t at = 0; bitmap_next_range(bits, at, all, &first, &count); at = first + count)
+        set_bits(bm, first, count);
+}
+
+void dirty_bitmap_merge(struct dirty_bitmap *bm, const struct dirty_bitmap *src)
+{
+    const struct bitmap *bits = dirty_bitmap_bits(src);
+    uint64_t all = bitmap_size(bits), size = bm->node->size, first, count;
+
+    assert(size == src->node->size && bm != src);
+    for (uint64_t at = 0; bitmap_next_range(bits, at, all, &first, &count); at = first + count) {
+        uint64_t from = first << src->shift;
+
+        dirty_bitmap_set(bm, from, MIN(count << src->shift, size - from));
+    }
+}
+
+void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
+{
+    char why[512];
+    va_list ap;
+
+    if (bm->inconsistent)
+        return;
+    va_start(ap, why_fmt);
+    vsnprintf(why, sizeof(why), why_fmt, ap);
+    va_end(ap);
+    bm->inconsistent = xstrdup(why);
+}
+
+/* ---- a backup's use ------------------------------------------------------------------- */
+
+void dirty_bitmap_freeze(struct dirty_bitmap *bm)
+{
+    dirty_bitmap_hold(bm);
+    bm->frozen = take_row(&bm->bits);
+}
+
+void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still)
+{
+    struct bitmap *were = bm->frozen;
+    struct dirty_keeper *k = keeper_of(bm);
+
+    assert(were);
+    if (still)
+        dirty_bitmap_add_bits(bm, still);
+    bm->frozen = NULL;
+    if (k)
+        k->ops->bits_cleared(k, bm, were);
+    bitmap_free(were);
+    dirty_bitmap_let_go(bm);
+}
+
+/* ---- the node's size -------------------------------------------------------------------- */
+
+/* What is new is clean: it reads as zero, as in a copy that grows alike. */
+void dirty_bitmaps_resized(struct node *n)
+{
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        uint64_t size = bits_for(n->size, bm->shift), first, count;
+        struct bitmap *bits = bitmap_new(size);
+
+        if (!bits) {
+            dirty_bitmap_spoil(bm, "no memory when the disk was resized");
+            bits = bitmap_new(0);
+            assert(bits);
+        }
+        size = MIN(bitmap_size(bits), bitmap_size(bm->bits));
+        for (uint64_t at = 0; at < size && bitmap_next_range(bm->bits, at, size - at, &first,
+                                                             &count) && first < size;
+             at = first + count)
+            bitmap_set(bits, first, MIN(count, size - first));
+        bitmap_free(bm->bits);
+        bm->bits = bits;
+    }
+}
+
+/* ---- the keeper ---------------------------------------------------------------------------- */
+
+void node_set_dirty_keeper(struct node *n, struct dirty_keeper *k)
+{
+    assert(n->loop == loop_current());
+    n->core->keeper = k;
+    node_update_care(n);
+}
+
+struct dirty_keeper *node_dirty_keeper(const struct node *n)
+{
+    return n->core->keeper;
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Dirty bitmaps: named records, kept at a node, of what has been written to it
+ * since they were made or last used by a backup. Bit i stands for the bytes
+ * [i, i + 1) * granularity. Memory follows what is dirty, not the disk's size.
+ *
+ * docs/dirty-bitmaps.md gives the invariants that the code cites. The first of them:
+ * I-B1, a bit is set before the write that it stands for reaches the driver;
+ * bits are cleared, and recording begins or ends, only with the node's doors
+ * shut (disk.h), when no write is on its way. So a bitmap may say too much,
+ * never too little, whatever fails.
+ *
+ * A bitmap lives and ends with its node. Everything here is for the node's loop
+ * and does not suspend, except where the name says so.
+ */
+#ifndef BLOCK_DIRTY_H
+#define BLOCK_DIRTY_H
+
+#include "base/bitmap.h"
+#include "block/node.h"
+
+struct dirty_bitmap;
+
+/* Bytes a bit may stand for: powers of two. */
+#define DIRTY_GRANULARITY_MIN 512u
+#define DIRTY_GRANULARITY_MAX (1u << 31)
+
+/* Bytes of a name without its terminator, as QEMU (BDRV_BITMAP_MAX_NAME_SIZE). */
+#define DIRTY_NAME_MAX 1023
+
+struct dirty_bitmap_opts {
+    const char *name;            /* not empty, one a node */
+    uint32_t granularity;        /* bytes; 0: dirty_default_granularity */
+    bool disabled;               /* does not record */
+    bool persistent;             /* stays when the node is closed */
+};
+
+/* What QEMU takes: the node's cluster size between 4 and 64 KiB, else 64 KiB. */
+uint32_t dirty_default_granularity(struct node *n);
+
+/* A new one, nothing dirty. With the doors shut if it records. NULL with @err: the
+ * name is taken or bad, the granularity is no power of two, no memory. */
+struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_opts *opts,
+                                      struct err *err);
+/* Nobody holds it. */
+void dirty_bitmap_remove(struct dirty_bitmap *bm);
+
+/* NULL: there is none of that name. With @err: "Dirty bitmap 'b0' not found" (QEMU's words). */
+struct dirty_bitmap *dirty_bitmap_find(struct node *n, const char *name, struct err *err);
+/* All of a node in the order in which they were added; NULL begins and ends. */
+struct dirty_bitmap *dirty_bitmap_next(struct node *n, struct dirty_bitmap *bm);
+
+/* ---- facts ----------------------------------------------------------------- */
+
+const char *dirty_bitmap_name(const struct dirty_bitmap *bm);
+struct node *dirty_bitmap_node(const struct dirty_bitmap *bm);      /* borrowed */
+uint32_t dirty_bitmap_granularity(const struct dirty_bitmap *bm);   /* bytes */
+bool dirty_bitmap_enabled(const struct dirty_bitmap *bm);           /* records writes */
+bool dirty_bitmap_persistent(const struct dirty_bitmap *bm);
+bool dirty_bitmap_busy(const struct dirty_bitmap *bm);
+/* Why it cannot be trusted any more; NULL: it can. */
+const char *dirty_bitmap_inconsistent(const struct dirty_bitmap *bm);
+/* Bytes that are dirty: what a backup that begins now would copy, and while one
+ * runs, what it began with (as QEMU counts). The last granule counts whole. */
+uint64_t dirty_bitmap_count(const struct dirty_bitmap *bm);
+
+/* The bits that the count is of. Borrowed; good until something suspends. */
+const struct bitmap *dirty_bitmap_bits(const struct dirty_bitmap *bm);
+
+/* ---- use ------------------------------------------------------------------- */
+
+/* Whether it can be used: nobody holds it (unless @busy_ok), and it is not inconsistent
+ * (unless @inconsistent_ok). QEMU's words. */
+enum { DIRTY_BUSY_OK = 1, DIRTY_INCONSISTENT_OK = 2 };
+MUST_CHECK bool dirty_bitmap_check(const struct dirty_bitmap *bm, unsigned allow, struct err *err);
+
+/* Somebody works with it (a job, an export): nobody else may change it, and the
+ * node is not resized. Not nested: check first. */
+void dirty_bitmap_hold(struct dirty_bitmap *bm);
+void dirty_bitmap_let_go(struct dirty_bitmap *bm);
+
+/* With the doors shut, each of these. */
+void dirty_bitmap_enable(struct dirty_bitmap *bm);
+void dirty_bitmap_disable(struct dirty_bitmap *bm);
+/* Nothing is dirty any more. Returns what was, for who may have to undo it by
+ * dirty_bitmap_add_bits; the caller frees it. */
+struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm);
+
+/* Make dirty what is set in @bits, which are of this bitmap's granularity and size. At any time. */
+void dirty_bitmap_add_bits(struct dirty_bitmap *bm, const struct bitmap *bits);
+/* Make dirty all granules that touch a dirty one of @src, which is of any granularity, and
+ * of a node of the same size. At any time. */
+void dirty_bitmap_merge(struct dirty_bitmap *bm, const struct dirty_bitmap *src);
+/* Make dirty all that touches [off, off+len). At any time. */
+void dirty_bitmap_set(struct dirty_bitmap *bm, uint64_t off, uint64_t len);
+
+/* It missed something: from now on it is of no use, and says why. */
+void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...) PRINTF_LIKE(2, 3);
+
+/* ---- a backup's use ---------------------------------------------------------
+ * At the instant, with the doors shut, what is dirty is set aside (frozen): the
+ * backup's work. From there on the bitmap records anew what is written. When the
+ * job has ended the bitmap is what was recorded meanwhile, and of the frozen bits
+ * those that the backup does not vouch for. A bitmap that is frozen is held. */
+
+void dirty_bitmap_freeze(struct dirty_bitmap *bm);
+/* @still: of the frozen bits, those that stay dirty (all of dirty_bitmap_bits after a
+ * failure); NULL: none. May be dirty_bitmap_bits itself. Lets go of it, too. Also
+ * outside shut doors: it clears nothing that was written since. */
+void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still);
+
+/* ---- keeping bits where a crash does not reach them ---------------------------
+ * A node has one keeper at most, of all its persistent bitmaps. Told of a write
+ * before the driver; what it cannot keep it has to spoil (dirty_bitmap_spoil), for the guest
+ * never fails by it. */
+
+struct dirty_keeper {
+    const struct dirty_keeper_ops *ops;
+};
+
+struct dirty_keeper_ops {
+    /* A write of [off, off+len) comes. May suspend; no bit of it is set yet. */
+    void (*co_before_write)(struct dirty_keeper *k, uint64_t off, uint64_t len);
+    /* These bits are set now. Does not suspend. */
+    void (*bits_set)(struct dirty_keeper *k, struct dirty_bitmap *bm, uint64_t first,
+                     uint64_t count);
+    /* Bits that are set in @were may be clear now: dirty_bitmap_must_keep says which.
+     * Does not suspend. */
+    void (*bits_cleared)(struct dirty_keeper *k, struct dirty_bitmap *bm,
+                         const struct bitmap *were);
+    /* The node is about to be closed: nothing writes any more, and the bitmaps go. */
+    void (*co_close)(struct dirty_keeper *k);
+};
+
+void node_set_dirty_keeper(struct node *n, struct dirty_keeper *k);   /* NULL: none any more */
+struct dirty_keeper *node_dirty_keeper(const struct node *n);
+
+/* Whether the bit is dirty for who comes after a crash: frozen bits count. */
+bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit);
+
+#endif
