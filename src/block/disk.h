@@ -44,4 +44,9 @@ MUST_CHECK int co_disk_status(struct disk_user *u, uint64_t off, uint64_t len,
 MUST_CHECK int co_shut_doors(struct node *n, uint64_t deadline);
 void open_doors(struct node *n);
 
+/* The same with a sentence, for an instant that people asked for. */
+MUST_CHECK bool co_shut_doors_by(struct node *n, uint64_t deadline, struct err *err);
+/* How long an instant, of one disk or of many, waits for the requests in flight. */
+#define INSTANT_TIMEOUT_NS (4 * NSEC_PER_SEC)
+
 #endif

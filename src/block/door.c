@@ -122,6 +122,15 @@ int co_shut_doors(struct node *n, uint64_t deadline)
     return -ETIMEDOUT;
 }
 
+bool co_shut_doors_by(struct node *n, uint64_t deadline, struct err *err)
+{
+    int r = co_shut_doors(n, deadline);
+
+    return r == 0 ||
+           err_errno(err, r, "Requests in flight on node '%s' did not finish within %llu seconds",
+                     n->name, INSTANT_TIMEOUT_NS / NSEC_PER_SEC);
+}
+
 void open_doors(struct node *n)
 {
     CLEANUP_NODE_SET struct node_set above = { 0 };

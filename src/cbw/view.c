@@ -138,16 +138,9 @@ struct view *co_view_open(struct node *n, const struct view_opts *opts, const ch
                           struct err *err)
 {
     CLEANUP(view_unref) struct view *v = co_view_prepare(n, opts, who, err);
-    int r;
 
-    if (!v)
+    if (!v || !co_shut_doors_by(n, loop_now() + INSTANT_TIMEOUT_NS, err))
         return NULL;
-    r = co_shut_doors(n, loop_now() + VIEW_DOOR_TIMEOUT_NS);
-    if (r < 0) {
-        err_errno(err, r, "Requests in flight on node '%s' did not finish within %llu seconds",
-                  node_name(n), VIEW_DOOR_TIMEOUT_NS / NSEC_PER_SEC);
-        return NULL;
-    }
     view_begin(v);
     open_doors(n);
     return MOVE(v);

@@ -48,9 +48,6 @@ struct view_opts {
         .on_cbw_error = VIEW_BREAK_SNAPSHOT, \
     }
 
-/* How long co_view_open waits for the requests in flight. */
-#define VIEW_DOOR_TIMEOUT_NS (4 * NSEC_PER_SEC)
-
 /* Get a view of @n ready: open scratch, allocate bitmaps, attach to the node as
  * a reader called @who ("job 'j0'"), forbid resizing. Captures nothing yet.
  * @opts is copied. NULL with @err: also when a parent may resize @n (an image that
@@ -63,7 +60,7 @@ struct view *co_view_prepare(struct node *n, const struct view_opts *opts, const
  * opens them afterwards. Once for a view. Does not fail. */
 void view_begin(struct view *v);
 
-/* prepare, shut the doors (waiting VIEW_DOOR_TIMEOUT_NS at most), begin, open
+/* prepare, shut the doors (waiting INSTANT_TIMEOUT_NS at most), begin, open
  * the doors. Nests inside doors that the caller has shut already: so several
  * disks get one instant. */
 struct view *co_view_open(struct node *n, const struct view_opts *opts, const char *who,

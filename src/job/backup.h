@@ -81,4 +81,15 @@ struct backup_opts {
  * @opts is used during the call only. Returns a reference. NULL with @err. */
 struct job *co_backup_start(const struct backup_opts *opts, struct err *err);
 
+/* The same in its steps, for one instant of several disks: prepare each (everything
+ * that can fail; the guest notices nothing); shut the doors of all sources; begin
+ * each; open the doors; start each. In place of start, drop leaves nothing behind.
+ * All on the loop of source and target, and only prepare suspends. */
+struct backup;
+struct backup *co_backup_prepare(const struct backup_opts *opts, struct err *err);
+struct job *backup_job(const struct backup *b);     /* borrowed; not started yet */
+void backup_begin(struct backup *b);                /* the instant of this source */
+struct job *backup_start(struct backup *b);         /* a reference */
+void backup_drop(struct backup *b);                 /* takes NULL */
+
 #endif

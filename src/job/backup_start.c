@@ -162,6 +162,7 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
     return true;
 }
 
+/* Everything but the instant. */
 static bool co_set_up(struct backup *b, const struct backup_opts *o, const struct plan *p,
                       struct err *err)
 {
@@ -172,7 +173,7 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
     target = disk_open(o->target, who, EDGE_READ | EDGE_WRITE, EDGE_READ, err);
     if (!target)
         return false;
-    b->view = co_view_open(o->source, &o->view, who, err);
+    b->view = co_view_prepare(o->source, &o->view, who, err);
     if (!b->view) {
         disk_close(target);
         return false;
@@ -198,6 +199,7 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
 
 static void undo(struct backup *b)
 {
+    worklist_free(MOVE(b->list));
     if (b->view) {
         view_remove_listener(&b->listener);
         view_close(MOVE(b->view));
@@ -229,7 +231,7 @@ static struct job *make_job(const struct backup_opts *o, const struct plan *p, s
     }, err);
 }
 
-struct job *co_backup_start(const struct backup_opts *o, struct err *err)
+struct backup *co_backup_prepare(const struct backup_opts *o, struct err *err)
 {
     struct plan plan;
     struct backup *b;
@@ -250,11 +252,48 @@ struct job *co_backup_start(const struct backup_opts *o, struct err *err)
     b->on_error[JOB_OP_WRITE] = o->on_target_error;
     b->backoff = BACKUP_BACKOFF_MIN_NS;
     ratelimit_set(&b->limit, loop_now(), o->speed);
-    if (co_set_up(b, o, &plan, err)) {
-        job_start(b->job);
-        return b->job;
-    }
+    if (co_set_up(b, o, &plan, err))
+        return b;
+    backup_drop(b);
+    return NULL;
+}
+
+struct job *backup_job(const struct backup *b)
+{
+    return b->job;
+}
+
+void backup_begin(struct backup *b)
+{
+    view_begin(b->view);
+}
+
+struct job *backup_start(struct backup *b)
+{
+    worklist_start(b->list);
+    job_start(b->job);
+    return b->job;
+}
+
+void backup_drop(struct backup *b)
+{
+    if (!b)
+        return;
     undo(b);
     job_drop(b->job);
-    return NULL;
+}
+
+struct job *co_backup_start(const struct backup_opts *o, struct err *err)
+{
+    struct backup *b = co_backup_prepare(o, err);
+
+    if (!b)
+        return NULL;
+    if (!co_shut_doors_by(o->source, loop_now() + INSTANT_TIMEOUT_NS, err)) {
+        backup_drop(b);
+        return NULL;
+    }
+    backup_begin(b);
+    open_doors(o->source);
+    return backup_start(b);
 }

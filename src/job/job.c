@@ -24,6 +24,7 @@ struct job {
     const struct job_events *events;
     void *events_arg;
     bool auto_finalize, auto_dismiss;
+    bool announced;                /* that it is created was told */
 
     atomic_uint refs;              /* the registry's, the running coroutine's, watchers' */
     struct list registered;        /* under the registry's mutex */
@@ -344,13 +345,18 @@ static void co_run(void *arg)
     job_unref(job);
 }
 
+void job_announce(struct job *job)
+{
+    assert(job->status == JOB_CREATED && job->loop == loop_current());
+    if (!job->announced && job->events->status_change)
+        job->events->status_change(job->events_arg, job, JOB_CREATED);
+    job->announced = true;
+}
+
 void job_start(struct job *job)
 {
     assert(job->status == JOB_CREATED && job->loop == loop_current());
-    /* Told only now that nothing can go wrong any more: a command that fails
-     * leaves no trace of a job. */
-    if (job->events->status_change)
-        job->events->status_change(job->events_arg, job, JOB_CREATED);
+    job_announce(job);
     set_status(job, JOB_RUNNING);
     co_start(co_run, job_ref(job));
 }

@@ -169,7 +169,10 @@ struct job_opts {
 /* Create a job on the calling loop, in state created, registered under its id.
  * NULL: the id is ill-formed or in use. The result is a reference. */
 struct job *job_new(const struct job_opts *opts, struct err *err);
-/* Run it. Once. */
+/* Tell that it is there, unless that was told: when nothing can go wrong any more,
+ * so that a command that fails leaves no trace of a job. */
+void job_announce(struct job *job);
+/* Announce and run it. Once. */
 void job_start(struct job *job);
 /* Forget a job that was not started. */
 void job_drop(struct job *job);

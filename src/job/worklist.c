@@ -173,13 +173,17 @@ struct worklist *worklist_new(const struct worklist_opts *o)
         unref(w);
         return NULL;
     }
-    if (!o->captured_only) {
-        w->refs++;
-        if (o->base)
-            node_ref(o->base);
-        co_start(co_scan, w);
-    }
     return w;
+}
+
+void worklist_start(struct worklist *w)
+{
+    if (w->o.captured_only)
+        return;
+    w->refs++;
+    if (w->o.base)
+        node_ref(w->o.base);
+    co_start(co_scan, w);
 }
 
 void worklist_free(struct worklist *w)

@@ -46,6 +46,8 @@ struct worklist_opts {
 };
 
 struct worklist *worklist_new(const struct worklist_opts *o);
+/* The view has begun: look for what is to be copied. Once. */
+void worklist_start(struct worklist *w);
 /* The owner is done with it. Takes NULL. */
 void worklist_free(struct worklist *w);
 
