@@ -7,6 +7,7 @@ taken side by side mean anything.
 """
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -117,6 +118,35 @@ class Nbdkit:
 
     def __exit__(self, *_):
         self.process.kill()
+        self.process.wait()
+
+
+def compiled(name, directory):
+    """The program of bench/@name.c."""
+    program = os.path.join(directory, name)
+    if not os.path.exists(program):
+        code = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.c")
+        subprocess.run(["cc", "-O2", "-pthread", "-o", program, code], check=True)
+    return program
+
+
+class Floor:
+    """What a server with one thread could reach at best: see floor_nbd.c."""
+
+    def __init__(self, directory, image):
+        self.socket = os.path.join(directory, "floor.sock")
+        if os.path.exists(self.socket):
+            os.unlink(self.socket)
+        self.process = subprocess.Popen([compiled("floor_nbd", directory), image, self.socket],
+                                        start_new_session=True)
+        wait_socket(self.socket, self.process)
+        self.uri = f"nbd+unix:///?socket={self.socket}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 
-from common import Daemon, median, table, timed
+from common import compiled, Daemon, median, table, timed
 
 
 def daemon_backup(program, directory, source, target, fmt, size_mib):
@@ -32,11 +32,7 @@ def daemon_backup(program, directory, source, target, fmt, size_mib):
 
 def floor(source, target):
     """Two threads that pread and pwrite and do nothing else."""
-    helper = os.path.join(os.path.dirname(target), "floor")
-    if not os.path.exists(helper):
-        code = os.path.join(os.path.dirname(os.path.abspath(__file__)), "floor.c")
-        subprocess.run(["cc", "-O2", "-pthread", "-o", helper, code], check=True)
-    return timed(helper, source, target)
+    return timed(compiled("floor_copy", os.path.dirname(target)), source, target)
 
 
 def ways(ours, directory, source, target, fmt, size_mib):

@@ -2,7 +2,7 @@
 """NBD requests a second on a raw file, beside qemu-storage-daemon and nbdkit."""
 import os
 
-from common import Daemon, Nbdkit, fio, make_disk, median, spread, table
+from common import Daemon, Floor, Nbdkit, fio, make_disk, median, spread, table
 
 SHAPES = [("randread", "4k", 1), ("randwrite", "4k", 1), ("randread", "4k", 32),
           ("randwrite", "4k", 32), ("read", "1m", 8), ("write", "1m", 8)]
@@ -14,6 +14,7 @@ def peers(ours, directory, image):
         "qsd threads": lambda: Daemon(["qemu-storage-daemon"], directory, image),
         "qsd io_uring": lambda: Daemon(["qemu-storage-daemon"], directory, image, aio="io_uring"),
         "nbdkit file": lambda: Nbdkit(directory, "file", image),
+        "floor": lambda: Floor(directory, image),
     }
 
 
@@ -34,9 +35,10 @@ def run(ours, directory, where, rounds, seconds, size_mib=1024):
         mine = got["stillpoint"]
         rows.append([f"{rw} {bs} QD{depth}"] + [f"{v:,.0f}" for v in got.values()]
                     + [f"{mine / max(got['qsd threads'], got['qsd io_uring']):.2f}",
-                       f"{mine / got['nbdkit file']:.2f}",
+                       f"{mine / got['nbdkit file']:.2f}", f"{mine / got['floor']:.2f}",
                        f"{spread(figures[rw, bs, depth, 'stillpoint']):.0f} %"])
     table(f"NBD, raw file of {size_mib} MiB on {where}: requests/s, medians of {rounds} runs of "
           f"{seconds} s",
-          ["fio", *peers(ours, directory, image), "/ best qsd", "/ nbdkit", "our spread"], rows)
+          ["fio", *peers(ours, directory, image), "/ best qsd", "/ nbdkit", "/ floor",
+           "our spread"], rows)
     return {" ".join(map(str, k)): v for k, v in figures.items()}
