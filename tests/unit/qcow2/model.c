@@ -148,8 +148,11 @@ static void co_resize(void)
     if (!co_node_resize(m->node, size, &err) && !m->may_fail)
         fail_msg("%s: resizing to %" PRIu64 ": %s", m->shape->name, size, err.text);
     m->size = m->node->size;
-    if (size < old)
+    if (size < old) {
         memset(m->shadow + size, 0, old - size);
+        touch(size, old - size);
+    }
+    m->resized = true;
     m->resizing = false;
     unlock(&b);
 }

@@ -50,6 +50,7 @@ struct model {
     struct list busy;            /* ranges of operations in flight */
     struct waitq freed;
     bool resizing;               /* an operation does */
+    bool resized;                /* one did, since the test cleared it */
     bool lenient;                /* parts of clusters need not read as zero after discards */
     bool may_fail;               /* operations may; the shadow does not count then */
     int failure;                 /* of the first that did */
@@ -79,6 +80,8 @@ void co_model_judge_map(struct model *model);
 /* QEMU has its turn with the closed image: @n random operations by qemu-io, on the
  * shadow too (peer_turn.c). */
 void model_peer_turn(struct model *model, unsigned n);
+/* The script of that alone, turn.txt for some qemu-io. */
+void model_peer_script(struct model *model, unsigned n);
 
 /* A file of these bytes in work_dir(). */
 void save_file(const char *name, const unsigned char *data, uint64_t len);

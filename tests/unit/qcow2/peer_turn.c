@@ -16,6 +16,12 @@ static uint64_t below(struct turn *t, uint64_t n)
     return test_random(&t->m->seed, n);
 }
 
+static void follow(struct turn *t, uint64_t off, uint64_t len, int byte)
+{
+    memset(t->m->shadow + off, byte, len);
+    memset(t->m->touched + off / 512, 1, len / 512);
+}
+
 /* A range, in units of the alignment or of clusters. */
 static void pick(struct turn *t, uint64_t *off, uint64_t *len)
 {
@@ -34,7 +40,7 @@ static void peer_write(struct turn *t, const char *how)
 
     pick(t, &off, &len);
     fprintf(t->script, "write -q %s -P %u %" PRIu64 " %" PRIu64 "\n", how, byte, off, len);
-    memset(t->m->shadow + off, (int)byte, len);
+    follow(t, off, len, (int)byte);
 }
 
 static void peer_zero(struct turn *t)
@@ -44,7 +50,7 @@ static void peer_zero(struct turn *t)
     pick(t, &off, &len);
     fprintf(t->script, "write -q -z %s %" PRIu64 " %" PRIu64 "\n", below(t, 2) ? "-u" : "", off,
             len);
-    memset(t->m->shadow + off, 0, len);
+    follow(t, off, len, 0);
 }
 
 /* Version 2 has no way to say that a cluster is zero and not the backing file's. */
@@ -64,8 +70,9 @@ static void peer_discard(struct turn *t)
     from = align_up(off, cluster);
     to = off + len == t->m->size ? t->m->size : align_down(off + len, cluster);
     fprintf(t->script, "discard -q %" PRIu64 " %" PRIu64 "\n", off, len);
+    memset(t->m->touched + off / 512, 1, len / 512);
     if (from < to)
-        memset(t->m->shadow + from, 0, to - from);
+        follow(t, from, to - from, 0);
 }
 
 static struct turn begin_script(struct model *m)
@@ -76,10 +83,15 @@ static struct turn begin_script(struct model *m)
     return t;
 }
 
-static void run_script(struct turn *t)
+static void end_script(struct turn *t)
 {
     fputs("quit\n", t->script);
     fclose(t->script);
+}
+
+static void run_script(struct turn *t)
+{
+    end_script(t);
     if (run("qemu-io -f qcow2 -d unmap %s <turn.txt", t->m->image) == 0 &&
         !strstr(run_output(), "failed"))
         return;
@@ -88,23 +100,36 @@ static void run_script(struct turn *t)
     fail_msg("%s, seed %" PRIu64 ":\n%s", t->m->shape->name, t->m->first_seed, run_output());
 }
 
+static void add_work(struct turn *t, unsigned n)
+{
+    while (n--) {
+        switch (below(t, 6)) {
+        case 0: case 1: case 2:
+            peer_write(t, below(t, 3) ? "" : "-f");
+            break;
+        case 3: case 4:
+            peer_zero(t);
+            break;
+        default:
+            peer_discard(t);
+        }
+    }
+}
+
 static void peer_works(struct model *model, unsigned n)
 {
     struct turn t = begin_script(model);
 
-    while (n--) {
-        switch (below(&t, 6)) {
-        case 0: case 1: case 2:
-            peer_write(&t, below(&t, 3) ? "" : "-f");
-            break;
-        case 3: case 4:
-            peer_zero(&t);
-            break;
-        default:
-            peer_discard(&t);
-        }
-    }
+    add_work(&t, n);
     run_script(&t);
+}
+
+void model_peer_script(struct model *model, unsigned n)
+{
+    struct turn t = begin_script(model);
+
+    add_work(&t, n);
+    end_script(&t);
 }
 
 /* Compressed clusters are written by a process of its own, which frees none: QEMU 7.2
@@ -128,7 +153,7 @@ static void peer_compresses(struct model *model)
 
         fprintf(t.script, "write -q -c -P %u %" PRIu64 " %" PRIu64 "\n", byte, i * cluster,
                 cluster);
-        memset(model->shadow + i * cluster, (int)byte, cluster);
+        follow(&t, i * cluster, cluster, (int)byte);
     }
     run_script(&t);
 }

@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "drivers/qcow2/bitmaps.h"
 #include "drivers/qcow2/qcow2.h"
+#include "kept_bitmaps.h"
 #include "nth_failure.h"
 #include "record.h"
 #include <unistd.h>
@@ -30,19 +31,6 @@ static struct bitmap *random_bits(uint64_t granularity)
         bitmap_set(bm, at, len);
     }
     return bm;
-}
-
-static bool same_bits(const struct bitmap *a, const struct bitmap *b)
-{
-    uint64_t n = bitmap_size(a);
-
-    if (n != bitmap_size(b) || bitmap_count(a) != bitmap_count(b))
-        return false;
-    for (uint64_t i = bitmap_next_set(a, 0); i < n; i = bitmap_next_set(a, i + 1)) {
-        if (!bitmap_test(b, i))
-            return false;
-    }
-    return true;
 }
 
 static struct bitmap *co_load(struct node *n, const char *name)
@@ -73,28 +61,6 @@ static void co_store(struct node *n, const struct qcow2_bitmap_put *v, size_t co
         fail_msg("%s", err.text);
 }
 
-/* What QEMU says of bitmap @name, as bits. */
-static struct bitmap *qemu_bits(const char *image, const char *name, uint64_t granularity)
-{
-    struct bitmap *bm = bitmap_new(div_round_up(SIZE, granularity));
-    const char *at;
-    int used;
-
-    must_run("nbdinfo --map=qemu:dirty-bitmap:%s -- [ qemu-nbd -r -f qcow2 -B %s %s ]", name, name,
-             image);
-    for (at = run_output(); *at; at += used) {
-        unsigned long long off, len;
-        unsigned dirty;
-
-        used = 0;
-        if (sscanf(at, " %llu %llu %u %*[^\n] %n", &off, &len, &dirty, &used) != 3 || !used)
-            fail_msg("nbdinfo said '%s'", run_output());
-        for (uint64_t i = off / granularity; dirty && i * granularity < off + len; i++)
-            bitmap_set_bit(bm, i);
-    }
-    return bm;
-}
-
 static void co_expect_as_qemu(const char *image, const char *name, uint64_t granularity)
 {
     struct node *n = co_open_image(image, ", 'read-only': true");
@@ -102,7 +68,7 @@ static void co_expect_as_qemu(const char *image, const char *name, uint64_t gran
 
     co_node_unref(n);
 
-    CLEANUP(bitmap_free) struct bitmap *theirs = qemu_bits(image, name, granularity);
+    CLEANUP(bitmap_free) struct bitmap *theirs = qemu_bits(image, name, granularity, SIZE);
 
     if (!same_bits(ours, theirs))
         fail_msg("%s: %" PRIu64 " bits are set here, %" PRIu64 " there", name, bitmap_count(ours),

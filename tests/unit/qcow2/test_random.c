@@ -4,12 +4,15 @@
  * QEMU disagree about it.
  * Method: a life of an image, made from a seed. Sessions of random operations by
  * several coroutines (model.h), each judged when the image is closed: sound, the
- * same content as the shadow, the same map as ours. In between something happens to
- * it: QEMU takes a turn of its own, snapshots are taken, gone back to and deleted, it
- * is resized, it becomes the backing file of a new image of quite another kind.
+ * same content as the shadow, the same map as ours, the same bitmaps (kept_bitmaps.h).
+ * In between something happens to it: QEMU takes a turn of its own, snapshots are taken,
+ * gone back to and deleted, here or there, it is resized, it becomes the backing file of a
+ * new image of quite another kind.
  *
  * Repeat one life with STILLPOINT_SEED; STILLPOINT_ROUNDS is how many there are.
  */
+#include "drivers/qcow2/snapshot.h"
+#include "kept_bitmaps.h"
 #include "shapes.h"
 #include <stdio.h>
 #include <unistd.h>
@@ -30,6 +33,7 @@ struct life {
     struct random_shape shape;
     uint64_t seed, first_seed;
     char images[LAYERS][32];
+    struct kept kept[LAYERS];    /* what each stores */
     unsigned layers;
     bool packed;                 /* the newest layer may have compressed clusters */
     struct snapshot snapshots[SNAPSHOTS];
@@ -55,7 +59,36 @@ static void PRINTF_LIKE(1, 2) tell(const char *fmt, ...)
     fflush(stdout);
 }
 
+static struct kept *kept_now(struct life *l)
+{
+    return &l->kept[l->layers - 1];
+}
+
 /* ---- what happens between sessions ---------------------------------------- */
+
+enum snapshot_change { TAKE, GO_BACK, DELETE };
+
+/* Done to @image, by QEMU or here. */
+static void co_change_snapshots(struct life *l, enum snapshot_change what, const char *name,
+                                const char *image, bool ours)
+{
+    static const char options[] = { 'c', 'a', 'd' };
+    struct err err = ERR_INIT;
+    struct node *n;
+    bool ok;
+
+    if (!ours) {
+        must_run("qemu-img snapshot -%c %s %s", options[what], name, image);
+        return;
+    }
+    n = co_open_image(image, ", 'discard': 'unmap'");
+    ok = what == TAKE ? co_qcow2_snapshot_create(n, name, &err)
+         : what == DELETE ? co_qcow2_snapshot_delete(n, name, &err)
+                          : co_qcow2_snapshot_apply(n, name, &err);
+    if (!ok)
+        fail_msg("%s, seed %" PRIu64 ": %s", l->shape.name, l->first_seed, err.text);
+    co_node_unref(n);
+}
 
 /* Of the newest layer. */
 static unsigned own_snapshots(const struct life *l)
@@ -76,7 +109,7 @@ static bool can_refer(const struct life *l)
     return bits >= 8 || (!l->packed && own_snapshots(l) + 2 < 1U << bits);
 }
 
-static void take_snapshot(struct life *l)
+static void co_take_snapshot(struct life *l)
 {
     if (l->n_snapshots == SNAPSHOTS || l->shape.shape.data_file || !can_refer(l))
         return;
@@ -88,7 +121,7 @@ static void take_snapshot(struct life *l)
     s->size = l->m.size;
     s->shadow = xmemdup(l->m.shadow, l->m.size);
     tell("snapshot %s", s->name);
-    must_run("qemu-img snapshot -c %s %s", s->name, l->m.image);
+    co_change_snapshots(l, TAKE, s->name, l->m.image, below(l, 2));
 }
 
 /* One of the newest layer, or NULL. */
@@ -139,20 +172,32 @@ static void co_delete_snapshot(struct life *l, struct snapshot *s)
         return;
     tell("snapshot %s is deleted", s->name);
     co_judge_snapshot(l, s);
-    must_run("qemu-img snapshot -d %s %s", s->name, image_of(l, s));
+    co_change_snapshots(l, DELETE, s->name, image_of(l, s), below(l, 2));
     expect_clean(image_of(l, s), false);
     free(s->shadow);
     *s = l->snapshots[--l->n_snapshots];
 }
 
-static void go_back(struct life *l, struct snapshot *s)
+static void co_go_back(struct life *l, struct snapshot *s)
 {
-    /* QEMU refuses another size in version 2, and to shorten the L1 table. */
-    if (!s || s->size != l->m.size || !can_refer(l))
+    struct kept *k = kept_now(l);
+    bool ours = k->n || below(l, 2), same;
+
+    if (!s || !can_refer(l))
+        return;
+    same = s->size == l->m.size;
+    /* QEMU refuses to shorten the L1 table, and if there are bitmaps. Version 2 has no
+     * sizes of snapshots. */
+    if (!same && (!ours || l->shape.shape.version == 2))
         return;
     tell("back to snapshot %s", s->name);
-    must_run("qemu-img snapshot -a %s %s", s->name, l->m.image);
+    co_change_snapshots(l, GO_BACK, s->name, l->m.image, ours);
+    for (unsigned i = 0; i < k->n; i++)
+        k->v[i].in_use |= k->v[i].enabled || !same;
+    memset(l->m.shadow, 0, l->shape.shape.room);
     memcpy(l->m.shadow, s->shadow, s->size);
+    l->m.size = s->size;
+    kept_resize(k, &l->m, false);
 }
 
 static void set_image(struct life *l, uint64_t size)
@@ -171,6 +216,8 @@ static void set_shape(struct life *l, uint64_t size)
 
 static void free_shadows(struct life *l)
 {
+    for (unsigned i = 0; i < l->layers; i++)
+        kept_done(&l->kept[i]);
     free(l->m.shadow);
     free(l->m.touched);
 }
@@ -207,24 +254,34 @@ static void peer_resizes(struct life *l)
 {
     uint64_t size = l->m.size + align_down(below(l, l->shape.shape.room - l->m.size + 1), 512);
 
-    if (!can_resize(l))
+    if (!can_resize(l) || kept_any_in_use(kept_now(l)))
         return;
     tell("QEMU makes it %" PRIu64 " bytes long", size);
     must_run("qemu-img resize -q -f qcow2 %s %" PRIu64, l->m.image, size);
     l->m.size = size;
+    kept_resize(kept_now(l), &l->m, true);
+}
+
+static void peer_turn(struct life *l)
+{
+    bool daemon = !below(l, 3);
+
+    tell("QEMU's turn%s", daemon ? ", the daemon's" : "");
+    l->packed |= !daemon;
+    kept_peer_turn(kept_now(l), &l->m, daemon, 1 + (unsigned)below(l, 40));
 }
 
 static void co_something_happens(struct life *l)
 {
     switch (below(l, 9)) {
     case 0: case 1:
-        take_snapshot(l);
+        co_take_snapshot(l);
         break;
     case 2:
         co_delete_snapshot(l, some_snapshot(l));
         break;
     case 3:
-        go_back(l, some_snapshot(l));
+        co_go_back(l, some_snapshot(l));
         break;
     case 4: case 5:
         co_add_layer(l);
@@ -233,9 +290,7 @@ static void co_something_happens(struct life *l)
         peer_resizes(l);
         break;
     default:
-        tell("QEMU's turn");
-        l->packed = true;
-        model_peer_turn(&l->m, 1 + (unsigned)below(l, 40));
+        peer_turn(l);
     }
 }
 
@@ -266,6 +321,26 @@ static void co_first_image(struct life *l)
     set_image(l, s->size);
 }
 
+/* Random operations on the open disk, and what its bitmaps say then. */
+static void co_work(struct life *l)
+{
+    struct model *m = &l->m;
+    uint64_t room = m->shape->room;
+    CLEANUP(free) unsigned char *before = xmemdup(m->shadow, room);
+
+    memset(m->touched, 0, div_round_up(room, 512));
+    m->resized = false;
+    co_model_work(m, 1 + (unsigned)below(l, m->shape->ops));
+    co_model_compare(m, "before closing");
+    kept_resize(kept_now(l), m, false);
+    co_kept_expect_marks(kept_now(l), m->node, memcmp(before, m->shadow, room) != 0, m->resized);
+    kept_follow(kept_now(l), m, false);
+    if (m->shape->version == 3 && below(l, 2)) {
+        tell("bitmaps are stored");
+        co_kept_store(kept_now(l), m);
+    }
+}
+
 static void co_session(struct life *l)
 {
     struct model *m = &l->m;
@@ -280,11 +355,13 @@ static void co_session(struct life *l)
          m->shape->compress ? ", compressed writes too" : "");
     m->node = co_open_image(m->image, m->shape->options);
     co_model_compare(m, "after opening");
-    co_model_work(m, 1 + (unsigned)below(l, m->shape->ops));
-    co_model_compare(m, "before closing");
+    co_kept_expect(kept_now(l), m->node);
+    for (unsigned n = 1 + !below(l, 3); n; n--)
+        co_work(l);
     co_node_unref(m->node);
     model_judge(m);
     co_model_judge_map(m);
+    co_kept_judge(kept_now(l), m, !below(l, 3));
 }
 
 static void co_live(uint64_t seed)
@@ -299,6 +376,12 @@ static void co_live(uint64_t seed)
     }
     while (l.n_snapshots)
         co_delete_snapshot(&l, &l.snapshots[0]);
+    for (unsigned i = 0; i < l.layers; i++) {
+        struct node *n = co_open_image(l.images[i], ", 'read-only': true");
+
+        co_kept_expect(&l.kept[i], n);
+        co_node_unref(n);
+    }
     free_shadows(&l);
 }
 
