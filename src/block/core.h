@@ -130,7 +130,8 @@ MUST_CHECK int co_request_notify(struct node *n, uint64_t off, uint64_t len, uns
 
 /* I-B1: set the bits of a write that is about to reach the driver. */
 void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len);
-void dirty_bitmaps_resized(struct node *n);
+/* The node had @size_before. What was added counts as written. */
+void dirty_bitmaps_resized(struct node *n, uint64_t size_before);
 void dirty_bitmaps_end(struct node *n);
 
 /* ---- align.c ------------------------------------------------------------------ */

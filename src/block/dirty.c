@@ -27,6 +27,17 @@ static uint64_t bits_for(uint64_t size, unsigned shift)
     return div_round_up(size, 1ULL << shift);
 }
 
+static struct bitmap *new_row(const struct node *n, const char *name, unsigned shift,
+                              struct err *err)
+{
+    struct bitmap *row = bitmap_new(bits_for(n->size, shift));
+
+    if (!row)
+        err_set(err, -ENOMEM, "No memory for bitmap '%.200s' of node '%s': with a larger "
+                "granularity it needs less", name, n->name);
+    return row;
+}
+
 uint32_t dirty_default_granularity(struct node *n)
 {
     CLEANUP(free) struct node_info *info = xnew(struct node_info);
@@ -66,12 +77,10 @@ struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_
         return NULL;
 
     unsigned shift = (unsigned)__builtin_ctz(granularity);
-    struct bitmap *bits = bitmap_new(bits_for(n->size, shift));
+    struct bitmap *bits = new_row(n, o->name, shift, err);
 
-    if (!bits) {
-        err_set(err, -ENOMEM, "No memory for bitmap '%s' of node '%s'", o->name, node_name(n));
+    if (!bits)
         return NULL;
-    }
 
     struct dirty_bitmap *bm = xnew(struct dirty_bitmap);
 
@@ -258,20 +267,23 @@ void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len)
     }
 }
 
-/* An empty row in place of @row. There is address space for it: its like was there
- * a moment ago. */
-static struct bitmap *take_row(struct bitmap **row)
+struct bitmap *dirty_bitmap_new_row(const struct dirty_bitmap *bm, struct err *err)
 {
-    struct bitmap *empty = bitmap_new(bitmap_size(*row)), *old = *row;
+    return new_row(bm->node, bm->name, bm->shift, err);
+}
 
-    assert(empty);
-    *row = empty;
+static struct bitmap *replace_row(struct dirty_bitmap *bm, struct bitmap *empty)
+{
+    struct bitmap *old = bm->bits;
+
+    assert(bitmap_size(empty) == bitmap_size(old) && bitmap_count(empty) == 0);
+    bm->bits = empty;
     return old;
 }
 
-struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm)
+struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm, struct bitmap *empty)
 {
-    struct bitmap *were = take_row(&bm->bits);
+    struct bitmap *were = replace_row(bm, empty);
     struct dirty_keeper *k = keeper_of(bm);
 
     assert(!bm->frozen);
@@ -317,10 +329,10 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
 
 /* ---- a backup's use ------------------------------------------------------------------- */
 
-void dirty_bitmap_freeze(struct dirty_bitmap *bm)
+void dirty_bitmap_freeze(struct dirty_bitmap *bm, struct bitmap *empty)
 {
     dirty_bitmap_hold(bm);
-    bm->frozen = take_row(&bm->bits);
+    bm->frozen = replace_row(bm, empty);
 }
 
 void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still)
@@ -340,23 +352,30 @@ void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still)
 
 /* ---- the node's size -------------------------------------------------------------------- */
 
-/* What is new is clean: it reads as zero, as in a copy that grows alike. */
-void dirty_bitmaps_resized(struct node *n)
+/* The bits of @old that are in reach of @new, and for who records all of [@size_before, end):
+ * it may be in a copy with what was there before the disk was made shorter. */
+static void fill_resized(struct bitmap *new, const struct dirty_bitmap *bm, uint64_t size_before)
+{
+    uint64_t size = MIN(bitmap_size(new), bitmap_size(bm->bits)), first, count;
+    uint64_t added = size_before >> bm->shift;
+
+    for (uint64_t at = 0; at < size && bitmap_next_range(bm->bits, at, size - at, &first, &count) &&
+         first < size; at = first + count)
+        bitmap_set(new, first, MIN(count, size - first));
+    if (bm->enabled && bm->node->size > size_before)
+        bitmap_set(new, added, bitmap_size(new) - added);
+}
+
+void dirty_bitmaps_resized(struct node *n, uint64_t size_before)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
-        uint64_t size = bits_for(n->size, bm->shift), first, count;
-        struct bitmap *bits = bitmap_new(size);
+        struct bitmap *bits = bitmap_new(bits_for(n->size, bm->shift));
 
         if (!bits) {
             dirty_bitmap_spoil(bm, "no memory when the disk was resized");
-            bits = bitmap_new(0);
-            assert(bits);
+            continue;
         }
-        size = MIN(bitmap_size(bits), bitmap_size(bm->bits));
-        for (uint64_t at = 0; at < size && bitmap_next_range(bm->bits, at, size - at, &first,
-                                                             &count) && first < size;
-             at = first + count)
-            bitmap_set(bits, first, MIN(count, size - first));
+        fill_resized(bits, bm, size_before);
         bitmap_free(bm->bits);
         bm->bits = bits;
     }

@@ -82,9 +82,15 @@ void dirty_bitmap_let_go(struct dirty_bitmap *bm);
 /* With the doors shut, each of these. */
 void dirty_bitmap_enable(struct dirty_bitmap *bm);
 void dirty_bitmap_disable(struct dirty_bitmap *bm);
-/* Nothing is dirty any more. Returns what was, for who may have to undo it by
- * dirty_bitmap_add_bits; the caller frees it. */
-struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm);
+/* Nothing is dirty any more. Takes @empty, from dirty_bitmap_new_row, in place of what was,
+ * which is returned, for who may have to undo it by dirty_bitmap_add_bits; the caller
+ * frees it. Nobody holds the bitmap. */
+struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm, struct bitmap *empty);
+
+/* An empty row of bits for dirty_bitmap_clear or _freeze, got before the doors are shut so
+ * that nothing can fail behind them. Good while the node keeps its size. NULL with @err: no
+ * memory. The caller frees it if it is not used. */
+struct bitmap *dirty_bitmap_new_row(const struct dirty_bitmap *bm, struct err *err);
 
 /* Make dirty what is set in @bits, which are of this bitmap's granularity and size. At any time. */
 void dirty_bitmap_add_bits(struct dirty_bitmap *bm, const struct bitmap *bits);
@@ -103,7 +109,8 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...) PRINT
  * job has ended the bitmap is what was recorded meanwhile, and of the frozen bits
  * those that the backup does not vouch for. A bitmap that is frozen is held. */
 
-void dirty_bitmap_freeze(struct dirty_bitmap *bm);
+/* Takes @empty from dirty_bitmap_new_row: what is written from now on is recorded there. */
+void dirty_bitmap_freeze(struct dirty_bitmap *bm, struct bitmap *empty);
 /* @still: of the frozen bits, those that stay dirty (all of dirty_bitmap_bits after a
  * failure); NULL: none. May be dirty_bitmap_bits itself. Lets go of it, too. Also
  * outside shut doors: it clears nothing that was written since. */

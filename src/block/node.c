@@ -346,6 +346,8 @@ static bool co_resize_driver(struct node *n, uint64_t size, struct err *err)
 
 bool co_node_resize(struct node *n, uint64_t size, struct err *err)
 {
+    uint64_t size_before = n->size;
+
     assert(n->loop == loop_current());
     if (n->read_only)
         return err_set(err, -EPERM, "Node '%s' is read-only and cannot be resized", n->name);
@@ -356,7 +358,7 @@ bool co_node_resize(struct node *n, uint64_t size, struct err *err)
                        n->core->resize_why);
     if (!co_resize_driver(n, size, err))
         return false;
-    dirty_bitmaps_resized(n);
+    dirty_bitmaps_resized(n, size_before);
     return true;
 }
 

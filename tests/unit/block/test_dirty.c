@@ -36,6 +36,20 @@ static void add_fails(struct node *n, const char *name, uint32_t granularity, co
     assert_non_null(strstr(err.text, words));
 }
 
+static struct bitmap *row_for(const struct dirty_bitmap *bm)
+{
+    struct err err = ERR_INIT;
+    struct bitmap *row = dirty_bitmap_new_row(bm, &err);
+
+    assert_non_null(row);
+    return row;
+}
+
+static void freeze(struct dirty_bitmap *bm)
+{
+    dirty_bitmap_freeze(bm, row_for(bm));
+}
+
 static void added_body(void)
 {
     CLEANUP(node_unref) struct node *n = co_open_disk();
@@ -100,7 +114,7 @@ static void frozen_body(void)
     struct err err = ERR_INIT;
 
     dirty_bitmap_set(bm, 0, 3 * GRAIN);
-    dirty_bitmap_freeze(bm);
+    freeze(bm);
     assert_false(dirty_bitmap_check(bm, 0, &err));
     assert_non_null(strstr(err.text, "in use by another operation"));
     assert_false(co_node_resize(n, SIZE / 2, &err));
@@ -118,10 +132,10 @@ static void frozen_body(void)
     assert_true(bitmap_all_set(dirty_bitmap_bits(bm), 1, 2));
     assert_true(dirty_bitmap_check(bm, 0, &err));
 
-    dirty_bitmap_freeze(bm);
+    freeze(bm);
     dirty_bitmap_thaw(bm, dirty_bitmap_bits(bm));
     assert_int_equal(dirty_bitmap_count(bm), 3 * GRAIN);
-    dirty_bitmap_freeze(bm);
+    freeze(bm);
     dirty_bitmap_thaw(bm, NULL);
     assert_int_equal(dirty_bitmap_count(bm), 0);
 }
@@ -144,7 +158,7 @@ static void merged_body(void)
     assert_int_equal(dirty_bitmap_count(fine), 8 * GRAIN);
     assert_true(bitmap_all_set(dirty_bitmap_bits(fine), 4, 4));
 
-    CLEANUP(bitmap_free) struct bitmap *were = dirty_bitmap_clear(fine);
+    CLEANUP(bitmap_free) struct bitmap *were = dirty_bitmap_clear(fine, row_for(fine));
 
     assert_int_equal(dirty_bitmap_count(fine), 0);
     dirty_bitmap_add_bits(fine, were);
@@ -166,10 +180,24 @@ static void resized_body(void)
     dirty_bitmap_set(bm, SIZE - 2 * GRAIN, 2 * GRAIN);
     assert_true(co_node_resize(n, SIZE - GRAIN, &err));
     assert_int_equal(dirty_bitmap_count(bm), 2 * GRAIN);
+
+    /* What is added is written, from the middle of a granule, unless nothing is recorded. */
+    struct dirty_bitmap *off = add(n, "off", 8 * GRAIN);
+
+    dirty_bitmap_disable(off);
+    dirty_bitmap_set(off, SIZE - 2 * GRAIN, 1);
     assert_true(co_node_resize(n, SIZE, &err));
-    assert_int_equal(dirty_bitmap_count(bm), 2 * GRAIN);
-    assert_int_equal(co_node_pwrite(n, SIZE - 1, 1, buf, 0), 0);
     assert_int_equal(dirty_bitmap_count(bm), 3 * GRAIN);
+    assert_true(bitmap_test(dirty_bitmap_bits(bm), SIZE / GRAIN - 1));
+    assert_int_equal(dirty_bitmap_count(off), 8 * GRAIN);
+    assert_true(co_node_resize(n, SIZE - 1, &err));
+    assert_int_equal(dirty_bitmap_count(bm), 3 * GRAIN);
+    assert_true(co_node_resize(n, 1, &err));
+    assert_int_equal(dirty_bitmap_count(bm), 0);
+    assert_true(co_node_resize(n, 0, &err));
+    assert_true(co_node_resize(n, 3 * GRAIN, &err));
+    assert_int_equal(dirty_bitmap_count(bm), 3 * GRAIN);
+    assert_int_equal(dirty_bitmap_count(off), 0);
 }
 
 static void resized(void **state)
@@ -250,7 +278,7 @@ static void kept_body(void)
     assert_int_equal(co_node_pwrite(n, 5 * GRAIN, 1, buf, 0), 0);
     assert_int_equal(notes.before, 2);
     assert_int_equal(notes.set, 1);      /* nothing new */
-    dirty_bitmap_freeze(bm);
+    freeze(bm);
     assert_int_equal(notes.cleared, 0);
     dirty_bitmap_thaw(bm, NULL);
     assert_int_equal(notes.cleared, 1);
