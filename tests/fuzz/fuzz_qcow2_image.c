@@ -6,7 +6,8 @@
  * guests do. Then the image is checked, repaired, and read once more. Everything may
  * fail, nothing may crash, hang, or take much memory.
  *
- * The file is driver fuzz-mem: memory in which nothing is kept above 8 MiB.
+ * The file is driver fuzz-mem: memory in which nothing is kept above 8 MiB. So is the
+ * data file of an image that says it has one; it is empty at first.
  */
 #include "base/iov.h"
 #include "base/mem.h"
@@ -15,6 +16,7 @@
 #include "drivers/qcow2/check.h"
 #include "drivers/qcow2/snapshot.h"
 #include "drivers/qcow2/bitmaps.h"
+#include "drivers/qcow2/format.h"
 #include "fuzz.h"
 #include "loop/co_sync.h"
 #include <stdio.h>
@@ -354,11 +356,19 @@ static struct node *co_open(const char *options)
     return n;
 }
 
-/* The image in node "mem". What cannot be opened for writing may still be read. */
-static struct node *co_open_image(const char *more, bool writable)
+/* Whether the header says that the guest's data is in another file. */
+static bool has_data_file(const struct run *r)
 {
-    char *text = xasprintf("{\"driver\": \"qcow2\", \"file\": \"mem\", \"read-only\": %s%s}",
-                           writable ? "false" : "true", more);
+    return r->size >= QCOW2_FIELD_INCOMPATIBLE + 8 && load_be32(r->data + 4) >= 3 &&
+           (load_be64(r->data + QCOW2_FIELD_INCOMPATIBLE) & QCOW2_INCOMPAT_DATA_FILE);
+}
+
+/* The image in node "mem". What cannot be opened for writing may still be read. */
+static struct node *co_open_image(const struct run *r, const char *more, bool writable)
+{
+    char *text = xasprintf("{\"driver\": \"qcow2\", \"file\": \"mem\", \"read-only\": %s%s%s}",
+                           writable ? "false" : "true", more,
+                           has_data_file(r) ? ", \"data-file\": \"data\"" : "");
     struct node *n = co_open(text);
 
     free(text);
@@ -368,7 +378,7 @@ static struct node *co_open_image(const char *more, bool writable)
         node_get_info(n, &info);
         json_decref(node_format_info(n));
     }
-    return n || !writable ? n : co_open_image(more, false);
+    return n || !writable ? n : co_open_image(r, more, false);
 }
 
 static void co_check_and_repair(struct node *mem)
@@ -406,9 +416,13 @@ static void co_run(void *arg)
     initial_size = align_down(r->size, 512);
 
     struct node *mem = co_open("{\"driver\": \"fuzz-mem\", \"node-name\": \"mem\"}");
-    struct node *n = co_open_image(options[kind % ARRAY_SIZE(options)], !(kind & 0x80));
 
-    assert(mem);
+    initial_size = 0;
+
+    struct node *data = co_open("{\"driver\": \"fuzz-mem\", \"node-name\": \"data\"}");
+    struct node *n = co_open_image(r, options[kind % ARRAY_SIZE(options)], !(kind & 0x80));
+
+    assert(mem && data);
     if (n) {
         co_run_script(n, script, length);
         co_use_bitmaps(n, !node_read_only(n));
@@ -418,12 +432,13 @@ static void co_run(void *arg)
         co_node_unref(n);
     }
     co_check_and_repair(mem);
-    n = co_open_image(options[kind % ARRAY_SIZE(options)], false);
+    n = co_open_image(r, options[kind % ARRAY_SIZE(options)], false);
     if (n) {
         co_run_script(n, bit_of_everything, 6 * OP_BYTES);
         co_node_unref(n);
     }
     co_node_unref(mem);
+    co_node_unref(data);
     loop_stop(loop);
 }
 

@@ -11,7 +11,7 @@
 #include <stdio.h>
 
 #define HEADER_READ_BYTES (2 * MiB)
-#define STEPS_AT_ONCE 64U
+#define WORK_AT_ONCE 16384U       /* entries: some hundred microseconds */
 #define REPAIR_ROUNDS 3U
 
 /* ---- what is told -------------------------------------------------------- */
@@ -49,10 +49,25 @@ void check_corrupt(struct check *c, uint64_t times, const char *fmt, ...)
     va_end(ap);
 }
 
-int co_check_breathe(struct check *c)
+void check_hide(struct check *c, const char *fmt, ...)
 {
-    if (++c->steps % STEPS_AT_ONCE == 0)
+    va_list ap;
+
+    if (c->hidden.code)
+        return;
+    c->hidden.code = -EUCLEAN;
+    va_start(ap, fmt);
+    vsnprintf(c->hidden.text, sizeof(c->hidden.text), fmt, ap);
+    va_end(ap);
+}
+
+int co_check_breathe(struct check *c, uint64_t work)
+{
+    c->work += work;
+    if (c->work >= WORK_AT_ONCE) {
+        c->work = 0;
         co_yield();
+    }
     return c->opts->cancelled && c->opts->cancelled(c->opts->ctx) ? -ECANCELED : 0;
 }
 
@@ -196,7 +211,8 @@ static int co_check_once(struct check *c)
     };
     check_forget_slices(c);      /* a repair may have written past them */
     c->rebuild = c->bitmaps_broken = c->invalid_entries = false;
-    c->copied_errors = c->highest = c->compared = 0;
+    c->hidden.code = 0;
+    c->cut_end = c->copied_errors = c->highest = c->compared = 0;
     c->file_end = align_up(node_size(c->file), 512);
     c->clusters = div_round_up(c->file_end, c->cluster_size);
     c->zero_from = c->zero_end = c->data_from = c->data_end = 0;

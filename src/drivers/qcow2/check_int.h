@@ -44,7 +44,7 @@ struct check {
     struct qcow2_check_result *res;
     struct err err;              /* words for a failure, if there are better ones than errno's */
     unsigned lines;              /* told so far */
-    unsigned steps;
+    uint64_t work;               /* done since others ran */
 
     /* The image. */
     struct qcow2_header h;
@@ -60,7 +60,7 @@ struct check {
     struct check_table *snapshots;       /* their L1 tables, those that can be */
     size_t n_snapshots;
     uint64_t snapshots_bytes;    /* of the snapshot table */
-    uint64_t bitmaps_off, bitmaps_bytes; /* the bitmap directory */
+    uint64_t bitmaps_off, bitmaps_bytes; /* the bitmap directory; 0: none that is valid */
     struct check_table *bitmaps;
     size_t n_bitmaps;
 
@@ -72,6 +72,10 @@ struct check {
     void *walk;                  /* of check_tables.c */
 
     /* What was found. */
+    /* With a code: a table that refers to clusters cannot be followed, so that what it
+     * holds looks like leaks. */
+    struct err hidden;
+    uint64_t cut_end;            /* references go to here, behind the end of the file; 0: none */
     bool rebuild;                /* the refcounts cannot be repaired where they are */
     bool bitmaps_broken;
     bool stray_snapshots;        /* no snapshots, but their table has an impossible place */
@@ -95,8 +99,11 @@ struct check {
 /* Say what is wrong, and count it @times times. */
 void check_corrupt(struct check *c, uint64_t times, const char *fmt, ...) PRINTF_LIKE(3, 4);
 void check_say(struct check *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
-/* Let others run, and see whether to go on: -ECANCELED. */
-MUST_CHECK int co_check_breathe(struct check *c);
+/* After @work entries or clusters that were gone through: let others run if it has been
+ * much, and see whether to go on: -ECANCELED. */
+MUST_CHECK int co_check_breathe(struct check *c, uint64_t work);
+/* A table cannot be followed; the first is what a repair will tell of. */
+void check_hide(struct check *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Bytes of the file; what lies behind its end is zero. */
 MUST_CHECK int co_check_read(struct check *c, uint64_t off, uint64_t len, void *buf);
 /* Whether the range is known to be zero without reading it. */
@@ -114,7 +121,11 @@ MUST_CHECK int co_check_load_bitmaps(struct check *c);
 
 /* ---- check_tables.c ------------------------------------------------------ */
 
-/* Count @times references to the host range. */
+/* Whether the file ends before it has any of the last cluster of the range. (Of that
+ * one it need not have all: what is missing is zero.) */
+bool check_is_cut(const struct check *c, uint64_t off, uint64_t bytes);
+/* Count @times references to the host range; those that the file has been cut before are
+ * told, not counted. */
 MUST_CHECK int check_add(struct check *c, uint64_t off, uint64_t bytes, uint64_t times);
 /* Count everything that refers to clusters. */
 MUST_CHECK int co_check_count(struct check *c);

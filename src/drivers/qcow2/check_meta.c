@@ -6,6 +6,7 @@
  */
 #include "base/limits.h"
 #include "base/mem.h"
+#include "drivers/qcow2/bitmaps_format.h"
 #include "drivers/qcow2/check_int.h"
 #include <inttypes.h>
 
@@ -34,41 +35,73 @@ static int co_get_fixed(struct check *c, struct reader *r, uint64_t off, const u
     return 0;
 }
 
-/* Keep its L1 table if it can be one. */
-static void add_snapshot(struct check *c, uint32_t i, uint64_t l1_off, uint32_t l1_entries)
+/* An entry of the table. */
+struct entry {
+    uint32_t i;
+    uint64_t off, end;
+    uint32_t extra;
+    uint16_t id_bytes;
+    uint64_t l1_off;
+    uint32_t l1_entries;
+};
+
+/* What an L1 table that cannot be one holds is not known: it must not be taken for
+ * leaks. Whoever is to do something about it looks for the snapshot by its id. */
+static int co_hide_snapshot(struct check *c, const struct entry *e)
 {
-    if (!is_aligned(l1_off, c->cluster_size)) {
-        check_corrupt(c, 1, "ERROR snapshot %" PRIu32 " l1_offset=%#" PRIx64 ": L1 table is not "
-                      "cluster aligned; snapshot table entry corrupted", i, l1_off);
-        return;
-    }
-    if (l1_entries > LIMIT_QCOW2_L1_BYTES / 8) {
-        check_corrupt(c, 1, "ERROR snapshot %" PRIu32 " l1_size=%#" PRIx32 ": L1 table is too "
-                      "large; snapshot table entry corrupted", i, l1_entries);
-        return;
-    }
-    if (l1_entries)
-        c->snapshots[c->n_snapshots++] = (struct check_table){ l1_off, l1_entries };
+    char id[64];
+    uint64_t bytes = MIN(e->id_bytes, sizeof(id) - 1);
+    int r = co_check_read(c, e->off + SNAPSHOT_BYTES + e->extra, bytes, id);
+
+    id[bytes] = 0;
+    check_hide(c, "the L1 table of the snapshot with id '%s' cannot be where the image says "
+               "(offset %#" PRIx64 ", %" PRIu32 " entries)", id, e->l1_off, e->l1_entries);
+    return r;
 }
 
-/* @e is the fixed part of the entry at @off; *ret_end is where it ends. */
-static bool take_snapshot(struct check *c, uint32_t i, const uint8_t *e, uint64_t off,
-                          uint64_t *ret_end)
+/* Keep its L1 table if it can be one. */
+static int co_add_snapshot(struct check *c, const struct entry *e)
 {
-    uint32_t extra = load_be32(e + 36), names = load_be16(e + 12) + load_be16(e + 14);
+    bool aligned = is_aligned(e->l1_off, c->cluster_size);
+    bool fits = e->l1_entries <= LIMIT_QCOW2_L1_BYTES / 8;
 
-    if (extra > LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES)
-        return err_set(&c->err, -EFBIG, "Entry %" PRIu32 " of the snapshot table has %" PRIu32
-                       " bytes of extra data, more than %u", i, extra,
-                       LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES);
-    *ret_end = off + SNAPSHOT_BYTES + extra + names;
-    if (*ret_end - c->h.snapshots_off > LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES)
-        return err_set(&c->err, -EFBIG, "The snapshot table is larger than %llu bytes",
-                       LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES);
-    if (c->geo.version >= 3 && extra < SNAPSHOT_EXTRA_NEEDED)
-        check_corrupt(c, 1, "ERROR snapshot table entry %" PRIu32 " is incomplete", i);
-    add_snapshot(c, i, load_be64(e), load_be32(e + 8));
-    return true;
+    if (!aligned)
+        check_corrupt(c, 1, "ERROR snapshot %" PRIu32 " l1_offset=%#" PRIx64 ": L1 table is not "
+                      "cluster aligned; snapshot table entry corrupted", e->i, e->l1_off);
+    else if (!fits)
+        check_corrupt(c, 1, "ERROR snapshot %" PRIu32 " l1_size=%#" PRIx32 ": L1 table is too "
+                      "large; snapshot table entry corrupted", e->i, e->l1_entries);
+    if (aligned && fits && e->l1_entries)
+        c->snapshots[c->n_snapshots++] = (struct check_table){ e->l1_off, e->l1_entries };
+    if (!aligned || !fits || (e->l1_entries && !e->l1_off))
+        return co_hide_snapshot(c, e);
+    return 0;
+}
+
+/* @p is the fixed part of the entry at e->off; e->end is where it ends. */
+static int co_take_snapshot(struct check *c, const uint8_t *p, struct entry *e)
+{
+    uint32_t names = load_be16(p + 12) + load_be16(p + 14);
+
+    e->extra = load_be32(p + 36);
+    e->id_bytes = load_be16(p + 12);
+    e->l1_off = load_be64(p);
+    e->l1_entries = load_be32(p + 8);
+    if (e->extra > LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES) {
+        err_set(&c->err, -EFBIG, "Entry %" PRIu32 " of the snapshot table has %" PRIu32
+                " bytes of extra data, more than %u", e->i, e->extra,
+                LIMIT_QCOW2_SNAPSHOT_EXTRA_BYTES);
+        return -EFBIG;
+    }
+    e->end = e->off + SNAPSHOT_BYTES + e->extra + names;
+    if (e->end - c->h.snapshots_off > LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES) {
+        err_set(&c->err, -EFBIG, "The snapshot table is larger than %llu bytes",
+                LIMIT_QCOW2_SNAPSHOT_TABLE_BYTES);
+        return -EFBIG;
+    }
+    if (c->geo.version >= 3 && e->extra < SNAPSHOT_EXTRA_NEEDED)
+        check_corrupt(c, 1, "ERROR snapshot table entry %" PRIu32 " is incomplete", e->i);
+    return co_add_snapshot(c, e);
 }
 
 int co_check_load_snapshots(struct check *c)
@@ -87,14 +120,15 @@ int co_check_load_snapshots(struct check *c)
         check_corrupt(c, 1, "ERROR the snapshot table, which is empty, has the invalid offset %#"
                       PRIx64, c->h.snapshots_off);
     for (uint32_t i = 0; i < c->h.n_snapshots; i++) {
-        uint64_t off = align_up(end, 8);
-        const uint8_t *e;
-        int r = co_get_fixed(c, &reader, off, &e);
+        struct entry e = { .i = i, .off = align_up(end, 8) };
+        const uint8_t *fixed;
+        int r = co_get_fixed(c, &reader, e.off, &fixed);
 
+        if (r == 0)
+            r = co_take_snapshot(c, fixed, &e);
         if (r < 0)
             return r;
-        if (!take_snapshot(c, i, e, off, &end))
-            return c->err.code;
+        end = e.end;
     }
     c->snapshots_bytes = end - c->h.snapshots_off;
     if (c->data_file && c->h.n_snapshots)
@@ -105,113 +139,70 @@ int co_check_load_snapshots(struct check *c)
 
 /* ---- bitmaps ------------------------------------------------------------- */
 
-#define EXT_BITMAPS 0x23852875U
-#define EXT_BYTES 24
-#define BITMAP_BYTES 24          /* "Bitmap directory": the fixed part of an entry */
-#define BITMAP_IN_USE 1U
-#define BITMAP_FLAGS 3U
-#define BITMAP_TYPE_DIRTY 1
+/* The driver's own reading decides what is a directory: what it keeps, though it cannot
+ * use it, is no error of the directory, and a repair does not take it away. */
 
-/* The "Bitmaps extension" of the header, if the image has one that counts. Points
- * into @buf. */
-static const uint8_t *find_extension(const struct check *c, const uint8_t *buf, size_t len)
+/* Whether a bitmap of a kind that is known can be one of this image. */
+static bool is_possible(const struct check *c, const struct qcow2_bitmap_entry *e)
 {
-    uint64_t name = load_be64(buf + 8), end = name ? MIN(name, (uint64_t)len) : len;
+    uint64_t bytes = (uint64_t)e->table_entries << c->geo.cluster_bits;
 
-    if (c->geo.version < 3 || !(c->h.autoclear & QCOW2_AUTOCLEAR_BITMAPS))
-        return NULL;
-    for (uint64_t at = c->h.header_bytes; at + 8 <= end; ) {
-        uint32_t type = load_be32(buf + at), bytes = load_be32(buf + at + 4);
-
-        at += 8;
-        if (!type || bytes > end - at)
-            return NULL;
-        if (type == EXT_BITMAPS)
-            return bytes == EXT_BYTES ? buf + at : NULL;
-        at += align_up(bytes, 8);
-    }
-    return NULL;
-}
-
-/* Take the entry at @e, of a directory that has @left bytes from there on; the bytes
- * that it takes, 0 if it cannot be. */
-static uint64_t take_bitmap(struct check *c, const uint8_t *e, uint64_t left)
-{
-    uint64_t off, n, bytes, disk_bytes;
-    uint32_t flags;
-
-    if (left < BITMAP_BYTES)
-        return 0;
-    off = load_be64(e);
-    n = load_be32(e + 8);
-    flags = load_be32(e + 12);
-    bytes = align_up(BITMAP_BYTES + (uint64_t)load_be32(e + 20) + load_be16(e + 18), 8);
-    disk_bytes = n << c->geo.cluster_bits;
-    if (bytes > left || load_be32(e + 20) || !n || !off || !is_aligned(off, c->cluster_size) ||
-        off >= QCOW2_MAX_HOST_OFFSET || disk_bytes > LIMIT_QCOW2_BITMAP_BYTES || e[17] < 9 ||
-        e[17] > 31 || flags & ~BITMAP_FLAGS || load_be16(e + 18) > 1023 ||
-        e[16] != BITMAP_TYPE_DIRTY)
-        return 0;
-    if (!(flags & BITMAP_IN_USE) && c->h.size > (disk_bytes * 8) << e[17])
-        return 0;
-    c->bitmaps[c->n_bitmaps++] = (struct check_table){ off, n };
-    return bytes;
+    if (!bytes || bytes > LIMIT_QCOW2_BITMAP_BYTES)
+        return false;
+    return (e->flags & QCOW2_BITMAP_IN_USE) || c->h.size <= (bytes * 8) << e->granularity_bits;
 }
 
 static int broken(struct check *c, const char *what)
 {
     c->bitmaps_broken = true;
-    c->n_bitmaps = 0;
     check_corrupt(c, 1, "ERROR bitmap directory: %s", what);
     return 0;
 }
 
-static int co_load_directory(struct check *c, uint32_t n)
+static int take_bitmaps(struct check *c, const struct qcow2_bitmap_dir *d)
 {
-    CLEANUP(free) uint8_t *dir = try_alloc_aligned(c->bitmaps_bytes);
-    uint64_t at = 0;
-    int r = dir ? co_check_read(c, c->bitmaps_off, c->bitmaps_bytes, dir) : -ENOMEM;
+    c->bitmaps = calloc(d->n, sizeof(*c->bitmaps));
+    if (!c->bitmaps)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < d->n; i++) {
+        const struct qcow2_bitmap_entry *e = &d->v[i];
 
-    c->bitmaps = calloc(n, sizeof(*c->bitmaps));
-    if (r == 0 && !c->bitmaps)
-        r = -ENOMEM;
-    if (r < 0)
-        return r;
-    while (at < c->bitmaps_bytes) {
-        uint64_t bytes = c->n_bitmaps < n ? take_bitmap(c, dir + at, c->bitmaps_bytes - at) : 0;
-
-        if (!bytes)
-            return broken(c, "an entry is invalid");
-        at += bytes;
+        if (e->usable && !is_possible(c, e))
+            check_corrupt(c, 1, "ERROR bitmap '%.64s' cannot be: %" PRIu32 " table entries, "
+                          "granularity 2^%u", e->name, e->table_entries, e->granularity_bits);
+        if (e->table_entries)
+            c->bitmaps[c->n_bitmaps++] = (struct check_table){ e->table_off, e->table_entries };
     }
-    return c->n_bitmaps == n ? 0 : broken(c, "there are fewer bitmaps than the header says");
+    return 0;
 }
 
 int co_check_load_bitmaps(struct check *c)
 {
-    uint64_t len = MIN(node_size(c->file), c->cluster_size);
-    const uint8_t *ext;
-    uint32_t n;
+    const struct qcow2_bitmap_ext *x = &c->h.bitmaps;
+    uint64_t file_end = align_up(node_size(c->file), c->cluster_size);
+    CLEANUP(free) uint8_t *buf = NULL;
+    struct qcow2_bitmap_dir dir;
+    struct err err = ERR_INIT;
     int r;
 
     free(MOVE(c->bitmaps));
     c->n_bitmaps = 0;
     c->bitmaps_off = c->bitmaps_bytes = 0;
-    r = co_check_read(c, 0, c->cluster_size, c->block);
+    if (!x->at || !(c->h.autoclear & QCOW2_AUTOCLEAR_BITMAPS))
+        return 0;
+    if (!qcow2_bitmap_ext_check(&c->geo, x, &err))
+        return broken(c, err.text);
+    if (x->dir_off + x->dir_bytes > file_end)
+        return broken(c, "it reaches past the end of the file");
+    buf = try_alloc_aligned(x->dir_bytes);
+    r = buf ? co_check_read(c, x->dir_off, x->dir_bytes, buf) : -ENOMEM;
     if (r < 0)
         return r;
-    ext = find_extension(c, c->block, len);
-    n = ext ? load_be32(ext) : 0;
-    if (!n)
-        return 0;
-    c->bitmaps_bytes = load_be64(ext + 8);
-    c->bitmaps_off = load_be64(ext + 16);
-    if (n > LIMIT_QCOW2_BITMAPS || !c->bitmaps_bytes ||
-        c->bitmaps_bytes > LIMIT_QCOW2_BITMAP_DIR_BYTES ||
-        c->bitmaps_off >= QCOW2_MAX_HOST_OFFSET ||
-        !is_aligned(c->bitmaps_off, c->cluster_size)) {
-        c->bitmaps_bytes = 0;
-        return broken(c, "its place or size is invalid");
-    }
-    return co_load_directory(c, n);
+    if (!qcow2_bitmap_dir_parse(&c->geo, buf, x->dir_bytes, x->n, &dir, &err))
+        return err.code == -ENOMEM ? err.code : broken(c, err.text);
+    c->bitmaps_off = x->dir_off;
+    c->bitmaps_bytes = x->dir_bytes;
+    r = take_bitmaps(c, &dir);
+    qcow2_bitmap_dir_done(&dir);
+    return r;
 }

@@ -72,12 +72,16 @@ static void bad_block(struct check *c, uint64_t i, const char *what)
 
 int co_check_blocks(struct check *c)
 {
-    for (uint64_t i = 0; i < c->n_reftable; i++) {
+    int r = 0;
+
+    for (uint64_t i = 0; r == 0 && i < c->n_reftable; i++) {
         uint64_t off = c->reftable[i] & ~511ULL, cluster = off >> c->geo.cluster_bits;
-        int r;
 
         if (!c->reftable[i])
             continue;
+        r = co_check_breathe(c, 1);
+        if (r < 0)
+            break;
         if (c->reftable[i] & 511) {
             bad_block(c, i, "has reserved bits set in its refcount table entry");
             continue;
@@ -101,7 +105,7 @@ int co_check_blocks(struct check *c)
                           check_counted(c, cluster));
         }
     }
-    return 0;
+    return r;
 }
 
 /* ---- comparing ----------------------------------------------------------- */
@@ -225,6 +229,9 @@ static int co_compare_block(struct check *c, struct compare *k, uint64_t from, u
         next = MIN(to, (at / PAGE + 1) * PAGE);
         if (compare_alike(c, k, at, next))
             continue;
+        r = co_check_breathe(c, next - at);
+        if (r < 0)
+            return r;
         c->compared += next - at;
         for (uint64_t cluster = at; cluster < next; cluster++) {
             if (compare_one(c, k, cluster)) {
@@ -278,7 +285,7 @@ static int co_run_through(struct check *c, bool correct)
         to = MIN((b + 1) << c->block_bits, k.end);
         r = co_compare_block(c, &k, from, to);
         if (r == 0)
-            r = co_check_breathe(c);
+            r = co_check_breathe(c, PAGE);
     }
     free(k.pages);
     return r;

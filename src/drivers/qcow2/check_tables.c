@@ -7,15 +7,21 @@
  */
 #include "base/limits.h"
 #include "base/mem.h"
+#include "drivers/qcow2/bitmaps_format.h"
 #include "drivers/qcow2/check_int.h"
 #include <inttypes.h>
 
 #define L1_RESERVED 0x7f000000000001ffULL
 #define L2_RESERVED 0x3f000000000001feULL
-#define BITMAP_RESERVED 0xff000000000001feULL
 #define PIECE_BYTES (64 * KiB)
+#define BREATH 1024U             /* entries of an L2 table */
 
 /* ---- counting ------------------------------------------------------------ */
+
+bool check_is_cut(const struct check *c, uint64_t off, uint64_t bytes)
+{
+    return off > UINT64_MAX / 2 || off + bytes >= c->file_end + c->cluster_size;
+}
 
 int check_add(struct check *c, uint64_t off, uint64_t bytes, uint64_t times)
 {
@@ -23,8 +29,8 @@ int check_add(struct check *c, uint64_t off, uint64_t bytes, uint64_t times)
 
     if (!bytes)
         return 0;
-    /* The last cluster need not be whole. */
-    if (off > UINT64_MAX / 2 || off + bytes >= c->file_end + c->cluster_size) {
+    if (check_is_cut(c, off, bytes)) {
+        c->cut_end = MAX(c->cut_end, MIN(off, UINT64_MAX / 2) + bytes);
         if (c->judging)
             check_corrupt(c, times, "ERROR: counting reference for region exceeding the end of "
                           "the file by one cluster or more: offset %#" PRIx64 " size %#" PRIx64,
@@ -71,7 +77,7 @@ static int co_sweep_piece(struct check *c, uint64_t off, uint64_t end, uint64_t 
         if (r == 0)
             r = co_entries(c, buf, off, (uint32_t)(part / 8), times);
         if (r == 0)
-            r = co_check_breathe(c);
+            r = co_check_breathe(c, part / 8);
     }
     return r;
 }
@@ -225,7 +231,9 @@ static int co_count_table(struct check *c, const struct check_l2 *t, uint8_t *ta
     for (uint32_t i = 0; r == 0 && i < 1U << c->geo.l2_bits; i++) {
         struct check_entry e = check_entry_get(c, table, i);
 
-        if (!e.v && !e.bitmap)
+        if (i % BREATH == BREATH - 1)
+            r = co_check_breathe(c, BREATH);
+        if (r < 0 || (!e.v && !e.bitmap))
             continue;
         if (c->judging && e.kind != QCOW2_COMPRESSED_KIND && (e.v & L2_RESERVED))
             check_corrupt(c, t->all, "ERROR found l2 entry with reserved bits set: %" PRIx64, e.v);
@@ -337,6 +345,9 @@ static int co_judge_l1(struct check *c, uint64_t v, uint64_t off, bool active, u
     if (!is_aligned(off, c->cluster_size))
         check_corrupt(c, times, "ERROR l2_offset=%" PRIx64 ": Table is not cluster aligned; L1 "
                       "entry corrupted", off);
+    if (!is_aligned(off, c->cluster_size) || check_is_cut(c, off, c->cluster_size))
+        check_hide(c, "an L2 table is said to be at offset %#" PRIx64 ", where the file has none",
+                   off);
     if (!active || !off)
         return 0;
     r = co_check_refcount(c, off >> c->geo.cluster_bits, &refcount);
@@ -399,7 +410,7 @@ static int co_visit_l2(struct check *c, const struct l2_list *l)
         if (r == 0)
             r = c->co_l2(c, &l->v[i], table);
         if (r == 0)
-            r = co_check_breathe(c);
+            r = co_check_breathe(c, 256);
     }
     return r;
 }
@@ -435,10 +446,10 @@ static int co_count_bitmap(struct check *c, const uint8_t *entries, uint64_t at,
     int r = 0;
 
     for (uint32_t i = 0; r == 0 && i < n; i++) {
-        uint64_t v = qcow2_entry_get(entries, i), off = v & QCOW2_OFFSET_MASK;
+        uint64_t v = qcow2_entry_get(entries, i), off;
+        bool ones;
 
-        if ((v & BITMAP_RESERVED) || (off && (v & 1)) || !is_aligned(off, c->cluster_size)) {
-            c->bitmaps_broken = true;
+        if (!qcow2_bitmap_table_decode(&c->geo, v, &off, &ones)) {
             if (c->judging)
                 check_corrupt(c, times, "ERROR bitmap table entry at %#" PRIx64 " is invalid: %"
                               PRIx64, at + (uint64_t)i * 8, v);
@@ -458,6 +469,16 @@ static int add_tables(struct check *c, const struct check_table *t, size_t n)
     return r;
 }
 
+/* The file may have been cut before the end of an L1 table. */
+static void judge_l1_tables(struct check *c, const struct check_table *t, size_t n)
+{
+    for (size_t i = 0; c->judging && i < n; i++) {
+        if (t[i].n && check_is_cut(c, t[i].off, t[i].n * 8))
+            check_hide(c, "the file ends before the end of the L1 table at offset %#" PRIx64,
+                       t[i].off);
+    }
+}
+
 int co_check_count(struct check *c)
 {
     struct check_table active = { c->h.l1_off, c->h.l1_entries };
@@ -468,6 +489,8 @@ int co_check_count(struct check *c)
         r = add_tables(c, &active, 1);
     if (r == 0)
         r = add_tables(c, c->snapshots, c->n_snapshots);
+    judge_l1_tables(c, &active, 1);
+    judge_l1_tables(c, c->snapshots, c->n_snapshots);
     c->co_l2 = co_count_table;
     if (r == 0)
         r = co_each_l2(c, true);

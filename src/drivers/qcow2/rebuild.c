@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "drivers/qcow2/repair.h"
+#include <inttypes.h>
 
 #define MAX_BLOCKS (LIMIT_QCOW2_REFTABLE_BYTES / 8)
 #define ROOM_SEARCH (1ULL << 24)     /* clusters */
@@ -55,6 +56,7 @@ static int co_mark_window(struct check *c)
     int r = qcow2_counts_pages(c->counts, &pages, &n);
 
     for (size_t i = 0; r == 0 && i < n; i++) {
+        r = co_check_breathe(c, QCOW2_COUNTS_PAGE);
         for (uint64_t k = 0; r == 0 && k < QCOW2_COUNTS_PAGE; k++) {
             uint64_t cluster = pages[i] * QCOW2_COUNTS_PAGE + k, block = cluster >> c->block_bits;
 
@@ -75,18 +77,21 @@ static int co_find_room(struct check *c)
     struct rebuild *b = c->rebuilding;
     uint64_t end = MIN(c->file_end >> c->geo.cluster_bits, qcow2_counts_end(c->counts)), run = 0;
     uint64_t from = qcow2_counts_from(c->counts);
+    int r = 0;
 
     end = MIN(MIN(end, qcow2_counts_end(b->old)), ROOM_SEARCH);
-    for (uint64_t at = from; !b->found && at < end; at++) {
+    for (uint64_t at = from; r == 0 && !b->found && at < end; at++) {
+        if (at % QCOW2_COUNTS_PAGE == 0)
+            r = co_check_breathe(c, QCOW2_COUNTS_PAGE);
         run = qcow2_counts_get(c->counts, at) || qcow2_counts_get(b->old, at) ? 0 : run + 1;
         b->found = run == b->want;
         if (b->found)
             b->area = at + 1 - run;
     }
-    return 0;
+    return r;
 }
 
-static int find_old(struct check *c, struct rebuild *b)
+static int co_find_old(struct check *c, struct rebuild *b)
 {
     uint64_t off;
     int r = qcow2_counts_add(b->old, c->h.reftable_off >> c->geo.cluster_bits,
@@ -95,6 +100,8 @@ static int find_old(struct check *c, struct rebuild *b)
     for (uint32_t i = 0; r == 0 && i < c->n_reftable; i++) {
         if (check_block_at(c, i, &off) == CHECK_BLOCK_THERE)
             r = qcow2_counts_add(b->old, off >> c->geo.cluster_bits, 1, 1);
+        if (r == 0)
+            r = co_check_breathe(c, 1);
     }
     return r;
 }
@@ -120,11 +127,27 @@ static int size_area(struct check *c, struct rebuild *b)
     return 0;
 }
 
+/* What lies behind the end of a file that was cut is not counted: new refcounts would
+ * give those places to others, or lie there themselves. */
+static int refuse_cut(struct check *c)
+{
+    err_set(&c->err, -EUCLEAN, "The refcounts have to be made anew, but the image refers to places "
+            "up to %" PRIu64 " while its file ends at %" PRIu64 ": something cut it. They were "
+            "left as they are. Give it its length again with 'truncate -s %" PRIu64 "' (what is "
+            "lost reads as zeros) and repair it then, or copy what can be read with 'stillpoint "
+            "convert'", c->cut_end, node_size(c->file), c->cut_end);
+    return -EUCLEAN;
+}
+
 static int co_plan(struct check *c, struct rebuild *b)
 {
     uint64_t blocks = 0;
-    int r = co_check_windows(c, co_mark_window);
+    int r;
 
+    c->cut_end = 0;
+    r = co_check_windows(c, co_mark_window);
+    if (r == 0 && c->cut_end)
+        r = refuse_cut(c);
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < b->end_block; i++)
@@ -169,9 +192,12 @@ static int co_write_counts(struct check *c, const struct rebuild *b, uint64_t fr
 
     if (r < 0)
         return r;
-    for (uint64_t at = from; at < to; at++)
+    for (uint64_t at = from; r == 0 && at < to; at++) {
         qcow2_refcount_set(c->block, c->geo.refcount_order, at & mask, check_counted(c, at));
-    return co_node_pwrite(c->file, off, c->cluster_size, c->block, 0);
+        if (at % QCOW2_COUNTS_PAGE == 0)
+            r = co_check_breathe(c, QCOW2_COUNTS_PAGE);
+    }
+    return r < 0 ? r : co_node_pwrite(c->file, off, c->cluster_size, c->block, 0);
 }
 
 static int co_write_window(struct check *c)
@@ -190,7 +216,7 @@ static int co_write_window(struct check *c)
         if (b->needed[i])
             r = co_write_counts(c, b, first, last);
         if (r == 0)
-            r = co_check_breathe(c);
+            r = co_check_breathe(c, 1);
     }
     return r;
 }
@@ -231,7 +257,7 @@ static int co_publish(struct check *c, const struct rebuild *b)
 
 static int co_rebuild(struct check *c, struct rebuild *b)
 {
-    int r = find_old(c, b);
+    int r = co_find_old(c, b);
 
     if (r == 0)
         r = co_plan(c, b);

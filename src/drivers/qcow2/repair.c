@@ -108,13 +108,21 @@ static int co_fix_void(struct check *c, const struct check_l2 *t, uint8_t *table
     return co_write_entries(c, t, table, first, last);
 }
 
+/* Whether a refcount of one says that there is one reference. Of one bit it may be short
+ * of what was counted; and outside of this window nothing was. */
+static bool is_sole(const struct check *c, uint64_t cluster)
+{
+    return c->geo.refcount_order > 0 || is_only(c, cluster << c->geo.cluster_bits, 1);
+}
+
 static int co_right_flag(struct check *c, uint64_t host, uint64_t v, uint64_t *ret)
 {
-    uint64_t refcount = 0;
-    int r = co_check_refcount(c, host >> c->geo.cluster_bits, &refcount);
+    uint64_t refcount = 0, cluster = host >> c->geo.cluster_bits;
+    int r = co_check_refcount(c, cluster, &refcount);
 
     *ret = refcount == 1 ? v | QCOW2_COPIED : v & ~QCOW2_COPIED;
-    if (r == -EUCLEAN)
+    /* Who writes in place writes for all that refer to it: not by our word. */
+    if (r == -EUCLEAN || (refcount == 1 && !is_sole(c, cluster)))
         *ret = v;
     return r == -EUCLEAN ? 0 : r;
 }
@@ -231,10 +239,21 @@ static int co_repair_all(struct check *c)
     return r < 0 ? r : co_fix_flags(c);
 }
 
+static int refuse_hidden(struct check *c)
+{
+    err_set(&c->err, -EUCLEAN, "Nothing was repaired: %s, so what it holds cannot be told from "
+            "leaks, and would be given away. Copy what can be read to a new image with "
+            "'stillpoint convert', and keep this one for whoever can put that right",
+            c->hidden.text);
+    return -EUCLEAN;
+}
+
 int co_check_repair(struct check *c)
 {
     int r;
 
+    if (c->hidden.code)
+        return refuse_hidden(c);
     c->mute = true;
     c->file_end = align_up(node_size(c->file), 512);
     r = co_begin(c);

@@ -251,6 +251,61 @@ CO_TEST(a_check_can_be_cancelled)
     co_node_unref(file);
 }
 
+/* ---- nothing is done at a long stretch ----------------------------------- */
+
+static bool count_asked(void *ctx)
+{
+    ++*(unsigned *)ctx;
+    return false;
+}
+
+/* How often it is asked whether to go on, which is also where others on the loop run. */
+static unsigned co_breaths(enum qcow2_repair repair)
+{
+    unsigned asked = 0;
+    const struct qcow2_check_opts o = {
+        .repair = repair, .cancelled = count_asked, .ctx = &asked,
+    };
+    struct node *file = co_test_open("{'driver': 'file', 'filename': '%s'}", work_path("h.qcow2"));
+    struct qcow2_check_result ret;
+
+    assert_true(co_qcow2_check(file, &o, &ret, NULL));
+    co_node_unref(file);
+    return asked;
+}
+
+/* Millions of refcounts of one block that differ from what was counted. */
+CO_TEST(a_block_of_refcounts_is_not_gone_through_at_a_stretch)
+{
+    uint64_t cluster = 2 * MiB;
+
+    alarm(60);
+    make(21, 0, GiB, 1, 1, (1ULL << 24) * cluster);
+    fill(cluster, 50 * cluster, 1);
+    fill(50 * cluster, 0x5555555555555555, cluster / 8);
+    assert_true(co_breaths(QCOW2_REPAIR_NONE) > 60000);
+    alarm(0);
+}
+
+/* An L2 table of the largest kind, and new refcounts for what it refers to. */
+CO_TEST(a_table_is_not_gone_through_at_a_stretch)
+{
+    uint64_t cluster = 2 * MiB;
+    unsigned asked;
+
+    alarm(60);
+    make(21, 4, 512 * GiB, 1, 1, (1ULL << 18) * cluster);
+    fill(16 * cluster, COPIED | 40 * cluster, 1);
+    fill(40 * cluster, COPIED | 41 * cluster, 1);
+    fill(40 * cluster + 8 * (cluster / 8 - 1), COPIED | ((1ULL << 18) - 1) * cluster, 1);
+    for (uint64_t i = 0; i < 1024; i++)
+        fill(40 * cluster + 8 * (1 + i * 255), COPIED | (50 + i * 255) * cluster, 1);
+    asked = co_breaths(QCOW2_REPAIR_NONE);
+    assert_true(asked > 200);
+    assert_true(co_breaths(QCOW2_REPAIR_ALL) > 2 * asked + 1000);
+    alarm(0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +316,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_sparse_image_of_16_tib),
         cmocka_unit_test(a_stray_place_of_the_snapshot_table),
         cmocka_unit_test(a_check_can_be_cancelled),
+        cmocka_unit_test(a_block_of_refcounts_is_not_gone_through_at_a_stretch),
+        cmocka_unit_test(a_table_is_not_gone_through_at_a_stretch),
     };
 
     work_in_memory(true);
