@@ -69,6 +69,10 @@
 /* Extents in one answer to a block status request; clients ask again for the rest. */
 #define LIMIT_NBD_EXTENTS 4096
 
+/* Metadata contexts of an export: the bits of a uint64_t. Two of them are no dirty
+ * bitmaps. Each takes its extents' room in every answer to block status. */
+#define LIMIT_NBD_CONTEXTS 64
+
 /* Bytes that a cache request reads at a time. */
 #define LIMIT_NBD_CACHE_STEP_BYTES (1024 * 1024)
 

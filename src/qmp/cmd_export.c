@@ -150,7 +150,7 @@ static const struct schema_type nbd_branch_type = {
         SCHEMA_OPTIONAL(struct nbd_branch, bitmaps, "bitmaps", &bitmap_list,
                         "not supported yet"),
         SCHEMA_OPTIONAL(struct nbd_branch, allocation_depth, "allocation-depth", &schema_bool,
-                        "not supported yet"),
+                        "offer the metadata context qemu:allocation-depth"),
         SCHEMA_END,
     },
 };
@@ -207,8 +207,6 @@ static bool check_export(struct qmp *q, const struct export_args *a, struct err 
         return err_set(err, -ENOENT, "iothread \"%s\" not found", a->iothread);
     if (nbd->bitmaps.n)
         return err_set(err, -ENOTSUP, "Exporting dirty bitmaps is not supported yet");
-    if (nbd->allocation_depth)
-        return err_set(err, -ENOTSUP, "Exporting the allocation depth is not supported yet");
     return true;
 }
 
@@ -230,6 +228,7 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
         .description = nbd->description,
         .writable = a->writable,
         .writethrough = a->writethrough,
+        .allocation_depth = nbd->allocation_depth,
     };
 
     if (!node || !co_nbd_export_add(q->exports, &o, err))

@@ -45,7 +45,7 @@ static void option_data(const uint8_t *data, size_t size)
 static void requests(const uint8_t *data, size_t size)
 {
     struct nbd_session s = {
-        .size = size * MiB + size, .writable = true, .structured = true, .base_allocation = true,
+        .size = size * MiB + size, .writable = true, .structured = true, .contexts = 1,
     };
     struct nbd_request rq;
 
@@ -59,7 +59,7 @@ static void requests(const uint8_t *data, size_t size)
             continue;
         }
         assert(rq.length <= s.size && rq.offset <= s.size - rq.length);
-        assert(nbd_request_buffer(&rq) <= LIMIT_NBD_REQUEST_BYTES);
+        assert(nbd_request_buffer(&rq, &s) <= LIMIT_NBD_REQUEST_BYTES);
     }
 }
 

@@ -23,6 +23,10 @@ static const uint8_t flags[] = "\0\0\0\3";
 static const uint8_t structured[] = "IHAVEOPT\0\0\0\10\0\0\0";
 static const uint8_t context[] =
     "IHAVEOPT\0\0\0\12\0\0\0\33\0\0\0\0\0\0\0\1\0\0\0\17base:allocation";
+/* base:allocation and qemu:allocation-depth. */
+static const uint8_t contexts[] =
+    "IHAVEOPT\0\0\0\12\0\0\0\64\0\0\0\0\0\0\0\2\0\0\0\17base:allocation"
+    "\0\0\0\25qemu:allocation-depth";
 static const uint8_t go[] = "IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0";   /* ends with the terminator */
 
 /* What one client sends. */
@@ -46,7 +50,8 @@ static void co_set_up(void *arg)
     struct err err = ERR_INIT;
     json_t *json = json_pack("{ss si}", "driver", "null-co", "size", 1 << 20);
     struct node *n = co_node_open(json, false, &err);
-    struct nbd_export_opts e = { .id = "e", .node = n, .name = "", .writable = true };
+    struct nbd_export_opts e = { .id = "e", .node = n, .name = "", .writable = true,
+                                 .allocation_depth = true };
     struct nbd_server_opts s = {
         .address = { .kind = NBD_ADDRESS_UNIX, .path = path },
     };
@@ -112,6 +117,8 @@ static void co_send_good_start(struct stream *s, uint8_t what)
         co_send(s, structured, 16);
     if (what & 2)
         co_send(s, context, sizeof(context) - 1);
+    if (what & 4)
+        co_send(s, contexts, sizeof(contexts) - 1);
     co_send(s, go, 16 + 6);
 }
 

@@ -71,13 +71,14 @@ static struct nbd_tx *make_tx(struct nbd_conn *c)
     tx->stream = c->stream;
     tx->disk = e->disk;
     tx->buffers = e->buffers->buffers;
+    tx->contexts = e->contexts;
     tx->writethrough = e->writethrough;
     tx->session = (struct nbd_session){
         .size = e->size,
         .writable = e->writable,
         .structured = c->structured,
         /* Contexts hold for the export that they were selected for. */
-        .base_allocation = c->base_allocation && strcmp(c->meta_name, e->name) == 0,
+        .contexts = c->contexts && strcmp(c->meta_name, e->name) == 0 ? c->contexts : 0,
     };
     return tx;
 }

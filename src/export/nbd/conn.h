@@ -14,6 +14,7 @@
 #ifndef EXPORT_NBD_CONN_H
 #define EXPORT_NBD_CONN_H
 
+#include "base/limits.h"
 #include "base/strbuf.h"
 #include "export/nbd/serve.h"
 #include "export/nbd/server.h"
@@ -58,6 +59,8 @@ struct nbd_export {
     uint64_t size;                 /* fixed: the export does not share resizing */
     struct nbd_block_sizes block_sizes;
     bool writable, writethrough;
+    struct nbd_context contexts[LIMIT_NBD_CONTEXTS];   /* fixed while it is live */
+    unsigned n_contexts;
     struct list conns;
     unsigned n_conns;
 };
@@ -88,7 +91,7 @@ struct nbd_conn {
     /* What was negotiated. */
     bool no_zeroes;
     bool structured;
-    bool base_allocation;          /* selected, for the export of this name: */
+    uint64_t contexts;             /* selected, for the export of this name: */
     char *meta_name;
     struct nbd_export *export;     /* chosen; counted there */
     struct nbd_tx *tx;             /* made when transmission begins: */

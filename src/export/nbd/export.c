@@ -200,6 +200,12 @@ struct attach {
     struct err *err;
 };
 
+static void add_context(struct nbd_export *e, enum nbd_context_kind kind, const char *name)
+{
+    assert(e->n_contexts < LIMIT_NBD_CONTEXTS);
+    e->contexts[e->n_contexts++] = (struct nbd_context){ kind, xstrdup(name) };
+}
+
 /* On the node's loop. */
 static int co_attach(void *arg)
 {
@@ -238,6 +244,8 @@ static void export_free(struct nbd_export *e)
     free(e->name);
     free(e->description);
     free(e->node_name);
+    while (e->n_contexts)
+        free(e->contexts[--e->n_contexts].name);
     free(e);
     waitq_wake_all(&x->changed);
 }
@@ -265,6 +273,9 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
         .writethrough = o->writethrough,
     };
     list_init(&e->conns);
+    add_context(e, NBD_STATUS_ALLOCATION, NBD_CONTEXT_ALLOCATION);
+    if (o->allocation_depth)
+        add_context(e, NBD_STATUS_DEPTH, NBD_CONTEXT_DEPTH);
     list_push_tail(&x->exports, &e->link);
 
     attach = (struct attach){ e, err };

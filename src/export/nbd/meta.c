@@ -1,33 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Metadata contexts in the negotiation: which ones a client can ask about with
- * NBD_CMD_BLOCK_STATUS. There is one, "base:allocation".
- * doc/proto.md, "Metadata querying".
+ * NBD_CMD_BLOCK_STATUS. doc/proto.md, "Metadata querying"; for the contexts named
+ * "qemu:..." QEMU's docs/interop/nbd.rst.
  */
 #include "base/bytes.h"
 #include "base/mem.h"
 #include "export/nbd/conn.h"
 
-static const char base_allocation[] = "base:allocation";
-
-static void add_context(struct nbd_handshake *hs, uint32_t id)
+static void reply_context(struct nbd_handshake *hs, uint32_t id, const char *name)
 {
-    uint8_t data[4 + sizeof(base_allocation) - 1];
+    uint8_t data[4 + LIMIT_NBD_STRING_BYTES];
+    size_t len = strlen(name);
 
     store_be32(data, id);
-    memcpy(data + 4, base_allocation, sizeof(base_allocation) - 1);
-    nbd_hs_reply(hs, NBD_REP_META_CONTEXT, data, sizeof(data));
+    memcpy(data + 4, name, len);
+    nbd_hs_reply(hs, NBD_REP_META_CONTEXT, data, 4 + len);
 }
 
-/* Whether any query names the context; @wildcard: "base:" does as well. */
-static bool any_query_matches(struct nbd_meta *m, bool wildcard)
+/* The contexts of @e that the queries ask for, by index. @list: name spaces stand
+ * for all that is in them, and no query at all for everything. */
+static uint64_t find_contexts(const struct nbd_export *e, struct nbd_meta *m, bool list)
 {
-    bool found = false;
+    uint64_t found = 0;
 
+    if (list && !m->n_queries)
+        return UINT64_MAX >> (64 - e->n_contexts);
     for (uint32_t i = 0; i < m->n_queries; i++) {
         struct nbd_str q = nbd_next_query(m);
 
-        found |= nbd_str_is(&q, base_allocation) || (wildcard && nbd_str_is(&q, "base:"));
+        for (unsigned j = 0; j < e->n_contexts; j++) {
+            const char *name = e->contexts[j].name;
+
+            if (list ? nbd_query_lists(&q, name) : nbd_str_is(&q, name))
+                found |= 1ULL << j;
+        }
     }
     return found;
 }
@@ -35,16 +42,18 @@ static bool any_query_matches(struct nbd_meta *m, bool wildcard)
 enum nbd_next nbd_opt_list_meta_context(struct nbd_handshake *hs, const uint8_t *data,
                                         uint32_t len)
 {
+    const struct nbd_export *e;
     const char *why;
     struct nbd_meta m;
 
     if (!nbd_get_meta(data, len, &m, &why))
         return nbd_hs_refuse(hs, NBD_REP_ERR_INVALID, "%s", why);
-    if (!nbd_export_find(hs->conn->exports, &m.name))
+    e = nbd_export_find(hs->conn->exports, &m.name);
+    if (!e)
         return nbd_hs_unknown_export(hs, &m.name);
-    /* No query asks for all. The id "is reserved and SHOULD be set to zero". */
-    if (m.n_queries == 0 || any_query_matches(&m, true))
-        add_context(hs, 0);
+    /* The id "is reserved and SHOULD be set to zero". */
+    for (uint64_t left = find_contexts(e, &m, true); left; left &= left - 1)
+        reply_context(hs, 0, e->contexts[__builtin_ctzll(left)].name);
     nbd_hs_reply(hs, NBD_REP_ACK, NULL, 0);
     return NBD_NEXT_OPTION;
 }
@@ -57,7 +66,7 @@ enum nbd_next nbd_opt_set_meta_context(struct nbd_handshake *hs, const uint8_t *
     struct nbd_meta m;
 
     /* Whatever was selected before is so no more, even if this fails. */
-    c->base_allocation = false;
+    c->contexts = 0;
     free(MOVE(c->meta_name));
     if (!c->structured)
         return nbd_hs_refuse(hs, NBD_REP_ERR_INVALID,
@@ -67,10 +76,12 @@ enum nbd_next nbd_opt_set_meta_context(struct nbd_handshake *hs, const uint8_t *
     e = nbd_export_find(c->exports, &m.name);
     if (!e)
         return nbd_hs_unknown_export(hs, &m.name);
-    if (any_query_matches(&m, false)) {
-        c->base_allocation = true;
-        c->meta_name = xstrdup(e->name);
-        add_context(hs, NBD_CONTEXT_BASE_ALLOCATION);
+    c->contexts = find_contexts(e, &m, false);
+    c->meta_name = xstrdup(e->name);
+    for (uint64_t left = c->contexts; left; left &= left - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(left);
+
+        reply_context(hs, i + 1, e->contexts[i].name);
     }
     nbd_hs_reply(hs, NBD_REP_ACK, NULL, 0);
     return NBD_NEXT_OPTION;

@@ -183,6 +183,19 @@ struct nbd_str nbd_next_query(struct nbd_meta *m)
     return q;
 }
 
+bool nbd_query_lists(const struct nbd_str *q, const char *name)
+{
+    static const char *const spaces[] = { "base:", "qemu:", NBD_CONTEXT_BITMAP_PREFIX };
+
+    if (nbd_str_is(q, name))
+        return true;
+    for (size_t i = 0; i < ARRAY_SIZE(spaces); i++) {
+        if (nbd_str_is(q, spaces[i]))
+            return strncmp(name, spaces[i], strlen(spaces[i])) == 0;
+    }
+    return false;
+}
+
 /* ---- transmission ------------------------------------------------------- */
 
 bool nbd_get_request(const uint8_t in[static NBD_REQUEST_BYTES], struct nbd_request *ret)
@@ -205,7 +218,7 @@ size_t nbd_put_simple_reply(uint8_t *out, uint64_t cookie, uint32_t nbd_error)
     return NBD_SIMPLE_REPLY_BYTES;
 }
 
-/* Every reply here is one chunk, so each is the last. */
+/* The last of its reply: most replies here are one chunk. */
 static void put_chunk(uint8_t *out, uint16_t type, uint64_t cookie, uint32_t len)
 {
     store_be32(out, NBD_CHUNK_MAGIC);
@@ -236,11 +249,13 @@ size_t nbd_put_error_chunk(uint8_t *out, uint64_t cookie, uint32_t nbd_error, ui
     return NBD_CHUNK_BYTES + 6;
 }
 
-size_t nbd_put_status_chunk(uint8_t *out, uint64_t cookie, uint32_t context_id, uint32_t n_extents)
+size_t nbd_put_status_chunk(uint8_t *out, uint64_t cookie, uint32_t context_id,
+                            uint32_t n_extents, bool last)
 {
     put_chunk(out, NBD_CHUNK_BLOCK_STATUS, cookie, 4 + NBD_EXTENT_BYTES * n_extents);
+    store_be16(out + 4, last ? NBD_CHUNK_FLAG_DONE : 0);
     store_be32(out + NBD_CHUNK_BYTES, context_id);
-    return NBD_CHUNK_BYTES + 4;
+    return NBD_STATUS_CHUNK_BYTES;
 }
 
 void nbd_put_extent(uint8_t out[static NBD_EXTENT_BYTES], uint32_t length, uint32_t flags)

@@ -165,6 +165,9 @@ enum {
     NBD_STATE_HOLE = 1 << 0,
     NBD_STATE_ZERO = 1 << 1,
 };
+enum {
+    NBD_STATE_DIRTY = 1 << 0,      /* of qemu:dirty-bitmap: */
+};
 
 struct nbd_request {
     uint16_t flags;
@@ -178,9 +181,16 @@ struct nbd_request {
 #define NBD_SIMPLE_REPLY_BYTES 16
 #define NBD_CHUNK_BYTES 20
 #define NBD_EXTENT_BYTES 8
+#define NBD_STATUS_CHUNK_BYTES (NBD_CHUNK_BYTES + 4)
 
-/* The id that we give to the context "base:allocation". */
-#define NBD_CONTEXT_BASE_ALLOCATION 1
+/* "Metadata querying", and QEMU's docs/interop/nbd.rst for what is its own. */
+#define NBD_CONTEXT_ALLOCATION "base:allocation"
+#define NBD_CONTEXT_DEPTH "qemu:allocation-depth"
+#define NBD_CONTEXT_BITMAP_PREFIX "qemu:dirty-bitmap:"
+
+/* Whether a client that lists contexts with the query @q asks for the context
+ * @name: by its name, or by its name space with ':' at the end. */
+bool nbd_query_lists(const struct nbd_str *q, const char *name);
 
 /* False: the magic is wrong, the stream is lost. */
 MUST_CHECK bool nbd_get_request(const uint8_t in[static NBD_REQUEST_BYTES],
@@ -191,8 +201,9 @@ size_t nbd_put_simple_reply(uint8_t *out, uint64_t cookie, uint32_t nbd_error);
 size_t nbd_put_none_chunk(uint8_t *out, uint64_t cookie);
 size_t nbd_put_data_chunk(uint8_t *out, uint64_t cookie, uint64_t offset, uint32_t data_len);
 size_t nbd_put_error_chunk(uint8_t *out, uint64_t cookie, uint32_t nbd_error, uint16_t text_len);
+/* One of as many chunks as there are contexts; @last ends the reply. */
 size_t nbd_put_status_chunk(uint8_t *out, uint64_t cookie, uint32_t context_id,
-                            uint32_t n_extents);
+                            uint32_t n_extents, bool last);
 void nbd_put_extent(uint8_t out[static NBD_EXTENT_BYTES], uint32_t length, uint32_t flags);
 
 /* Room that suffices for any of the headers above. */

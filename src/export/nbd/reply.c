@@ -43,12 +43,12 @@ static void put_data(struct nbd_slot *s)
     s->body_len = s->rq.length;
 }
 
-static void put_extents(struct nbd_slot *s)
+static void put_status(struct nbd_slot *s)
 {
-    s->head_len = nbd_put_status_chunk(s->head, s->rq.cookie, NBD_CONTEXT_BASE_ALLOCATION,
-                                       s->n_extents);
+    /* The chunks of all contexts, one after the other. */
+    s->head_len = 0;
     s->body = s->buf.p;
-    s->body_len = s->n_extents * NBD_EXTENT_BYTES;
+    s->body_len = s->status_len;
 }
 
 void nbd_reply(struct nbd_slot *s, int result)
@@ -62,7 +62,7 @@ void nbd_reply(struct nbd_slot *s, int result)
     else if (s->rq.type == NBD_CMD_READ)
         put_data(s);
     else if (s->rq.type == NBD_CMD_BLOCK_STATUS)
-        put_extents(s);
+        put_status(s);
     else   /* allowed for structured sessions too, and shorter */
         s->head_len = nbd_put_simple_reply(s->head, s->rq.cookie, 0);
     list_push_tail(&tx->replies, &s->link);
@@ -81,7 +81,8 @@ static int gather(struct nbd_tx *tx, struct list *batch)
 
     while (n + 2 <= BATCH_IOV && bytes < SEND_STEP_BYTES &&
            (s = list_pop_head(&tx->replies, struct nbd_slot, link))) {
-        tx->iov[n++] = (struct iovec){ s->head, s->head_len };
+        if (s->head_len)
+            tx->iov[n++] = (struct iovec){ s->head, s->head_len };
         if (s->body_len)
             tx->iov[n++] = (struct iovec){ (void *)s->body, s->body_len };
         bytes += s->head_len + s->body_len;

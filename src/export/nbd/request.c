@@ -71,7 +71,7 @@ int nbd_check_request(const struct nbd_request *rq, const struct nbd_session *s,
     if ((rq->flags & NBD_CMD_FLAG_DF) && !s->structured)
         return refuse(-EINVAL, "DF needs structured replies", ret_why);
     if (rq->type == NBD_CMD_BLOCK_STATUS) {
-        if (!s->base_allocation)
+        if (!s->contexts)
             return refuse(-EINVAL, "no metadata context was negotiated", ret_why);
         if (!rq->length)
             return refuse(-EINVAL, "block status needs a length", ret_why);
@@ -79,7 +79,14 @@ int nbd_check_request(const struct nbd_request *rq, const struct nbd_session *s,
     return 0;
 }
 
-uint32_t nbd_request_buffer(const struct nbd_request *rq)
+uint32_t nbd_request_extents(const struct nbd_request *rq)
+{
+    if (rq->flags & NBD_CMD_FLAG_REQ_ONE)
+        return 1;
+    return MIN(rq->length, (uint32_t)LIMIT_NBD_EXTENTS);
+}
+
+uint32_t nbd_request_buffer(const struct nbd_request *rq, const struct nbd_session *s)
 {
     switch (rq->type) {
     case NBD_CMD_READ:
@@ -88,9 +95,8 @@ uint32_t nbd_request_buffer(const struct nbd_request *rq)
     case NBD_CMD_CACHE:
         return MIN(rq->length, (uint32_t)LIMIT_NBD_CACHE_STEP_BYTES);
     case NBD_CMD_BLOCK_STATUS:
-        if (rq->flags & NBD_CMD_FLAG_REQ_ONE)
-            return NBD_EXTENT_BYTES;
-        return MIN(rq->length, (uint32_t)LIMIT_NBD_EXTENTS) * NBD_EXTENT_BYTES;
+        return (uint32_t)__builtin_popcountll(s->contexts) *
+               (NBD_STATUS_CHUNK_BYTES + nbd_request_extents(rq) * NBD_EXTENT_BYTES);
     default:
         return 0;
     }

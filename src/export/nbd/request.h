@@ -14,7 +14,7 @@ struct nbd_session {
     uint64_t size;           /* of the export, bytes */
     bool writable;
     bool structured;         /* NBD_OPT_STRUCTURED_REPLY */
-    bool base_allocation;    /* the context was selected */
+    uint64_t contexts;       /* that were selected, by index */
 };
 
 /* 0, or the negative errno to answer with and why, as a static text for the
@@ -23,6 +23,8 @@ MUST_CHECK int nbd_check_request(const struct nbd_request *rq, const struct nbd_
                                  const char **ret_why);
 
 /* Memory that carrying out a request that passed needs, bytes. */
-uint32_t nbd_request_buffer(const struct nbd_request *rq);
+uint32_t nbd_request_buffer(const struct nbd_request *rq, const struct nbd_session *s);
+/* Extents that the answer to a block status has at most for each context. */
+uint32_t nbd_request_extents(const struct nbd_request *rq);
 
 #endif

@@ -178,7 +178,7 @@ static int co_take_request(struct nbd_tx *tx, const struct nbd_request *rq)
     s->rq = *rq;
     s->why = NULL;
     error = nbd_check_request(rq, &tx->session, &s->why);
-    need = error ? 0 : nbd_request_buffer(rq);
+    need = error ? 0 : nbd_request_buffer(rq, &tx->session);
     if (need)
         error = co_nbd_buffer_get(&tx->holder, need, &s->buf);
     if (error) {

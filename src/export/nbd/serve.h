@@ -23,6 +23,16 @@
 
 struct nbd_tx;
 
+/* One thing that clients can ask about with block status. Its id is its index in
+ * the export's list and one more. */
+struct nbd_context {
+    enum nbd_context_kind {
+        NBD_STATUS_ALLOCATION,     /* base:allocation */
+        NBD_STATUS_DEPTH,          /* qemu:allocation-depth */
+    } kind;
+    char *name;
+};
+
 /* A request from its header to its reply. */
 struct nbd_slot {
     struct list link;          /* tx->free or tx->replies */
@@ -30,7 +40,7 @@ struct nbd_slot {
     struct nbd_request rq;
     struct nbd_buffer buf;
     const char *why;           /* of an error that was found before the disk; static */
-    uint32_t n_extents;        /* of block status; encoded in buf */
+    uint32_t status_len;       /* of the answer to block status, whole chunks in buf */
     size_t head_len;
     uint8_t head[NBD_REPLY_HEAD_BYTES_MAX];
     const void *body;          /* follows the head: in buf, or static text */
@@ -45,6 +55,7 @@ struct nbd_tx {
     struct disk_user *disk;
     struct nbd_buffers *buffers;
     struct nbd_session session;
+    const struct nbd_context *contexts;   /* of the export */
     bool writethrough;
 
     struct nbd_holder holder;
@@ -83,7 +94,7 @@ void co_nbd_writer(void *arg);
 /* serve.c: the slot and its buffer may be used again. */
 void nbd_slot_free(struct nbd_slot *s);
 
-/* blockstatus.c: NBD_CMD_BLOCK_STATUS for base:allocation. 0 or -errno. */
+/* blockstatus.c: NBD_CMD_BLOCK_STATUS for every context that was selected. 0 or -errno. */
 MUST_CHECK int co_nbd_block_status(struct nbd_slot *s);
 
 #endif

@@ -37,6 +37,7 @@ struct nbd_export_opts {
                                 * LIMIT_NBD_STRING_BYTES */
     bool writable;
     bool writethrough;         /* every write is on stable storage before it is answered */
+    bool allocation_depth;     /* offer the metadata context qemu:allocation-depth */
 };
 
 /* Open @o->node for clients. Refused with QEMU's words: an id or a name that is

@@ -147,7 +147,7 @@ void co_rig_open(struct rig *r, const struct rig_opts *o)
 
     struct nbd_export_opts e = {
         .id = "e0", .node = r->node, .name = "disk", .description = "a disk in memory",
-        .writable = !o->read_only,
+        .writable = !o->read_only, .allocation_depth = o->allocation_depth,
     };
     struct nbd_server_opts s = {
         .address = { .kind = NBD_ADDRESS_UNIX, .path = r->path },
@@ -292,15 +292,20 @@ uint32_t put_go(uint8_t *out, const char *name)
     return n + 2;
 }
 
+uint32_t put_queries(uint8_t *out, const char *name, const char *const *queries, unsigned n)
+{
+    size_t at = put_str(out, name);
+
+    store_be32(out + at, n);
+    at += 4;
+    for (unsigned i = 0; i < n; i++)
+        at += put_str(out + at, queries[i]);
+    return at;
+}
+
 uint32_t put_meta(uint8_t *out, const char *name, const char *query)
 {
-    size_t n = put_str(out, name);
-
-    store_be32(out + n, query != NULL);
-    n += 4;
-    if (query)
-        n += put_str(out + n, query);
-    return n;
+    return put_queries(out, name, &query, query != NULL);
 }
 
 static void co_go(struct client *c)

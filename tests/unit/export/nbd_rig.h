@@ -28,6 +28,7 @@ struct rig {
 
 struct rig_opts {
     bool read_only;
+    bool allocation_depth;
     uint32_t max_connections;         /* 0: 100 */
     uint32_t handshake_seconds_max;   /* 0: no limit */
 };
@@ -79,6 +80,8 @@ void co_expect_option_reply(struct client *c, uint32_t option, uint32_t type);
 uint32_t put_go(uint8_t *out, const char *name);
 /* Data of SET_META_CONTEXT and LIST_META_CONTEXT with one query, or none (NULL). */
 uint32_t put_meta(uint8_t *out, const char *name, const char *query);
+/* The same with several. */
+uint32_t put_queries(uint8_t *out, const char *name, const char *const *queries, unsigned n);
 
 /* All the way to transmission of "disk". */
 struct client co_client_ready(struct rig *r);               /* simple replies */

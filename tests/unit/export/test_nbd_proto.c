@@ -204,7 +204,8 @@ static void chunks_are_single_and_final(void **state)
     assert_int_equal(load_be32(out + 20), 28);
     assert_int_equal(load_be16(out + 24), 5);
 
-    assert_int_equal(nbd_put_status_chunk(out, 7, 1, 3), 24);
+    assert_int_equal(nbd_put_status_chunk(out, 7, 1, 3, true), 24);
+    assert_int_equal(load_be16(out + 4), NBD_CHUNK_FLAG_DONE);
     assert_int_equal(load_be32(out + 16), 4 + 3 * 8);
 
     assert_int_equal(nbd_put_none_chunk(out, 7), 20);

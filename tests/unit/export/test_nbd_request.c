@@ -14,10 +14,10 @@
 #define SIZE (1 * GiB)
 
 static const struct nbd_session writable = {
-    .size = SIZE, .writable = true, .structured = true, .base_allocation = true,
+    .size = SIZE, .writable = true, .structured = true, .contexts = 1,
 };
 static const struct nbd_session read_only = {
-    .size = SIZE, .structured = true, .base_allocation = true,
+    .size = SIZE, .structured = true, .contexts = 1,
 };
 static const struct nbd_session simple = { .size = SIZE, .writable = true };
 
@@ -165,7 +165,7 @@ static void what_passes_keeps_the_promise(void **state)
             continue;
         passed++;
         assert_true(rq.offset <= SIZE && rq.length <= SIZE - rq.offset);
-        assert_true(nbd_request_buffer(&rq) <= LIMIT_NBD_REQUEST_BYTES);
+        assert_true(nbd_request_buffer(&rq, &writable) <= LIMIT_NBD_REQUEST_BYTES);
     }
     assert_true(passed > 1000);
 }
@@ -174,13 +174,18 @@ static void memory_is_what_the_answer_needs(void **state)
 {
     struct nbd_request rq = { .type = NBD_CMD_BLOCK_STATUS, .length = UINT32_MAX };
 
-    assert_int_equal(nbd_request_buffer(&rq), LIMIT_NBD_EXTENTS * NBD_EXTENT_BYTES);
+    assert_int_equal(nbd_request_buffer(&rq, &writable),
+                     NBD_STATUS_CHUNK_BYTES + LIMIT_NBD_EXTENTS * NBD_EXTENT_BYTES);
     rq.flags = NBD_CMD_FLAG_REQ_ONE;
-    assert_int_equal(nbd_request_buffer(&rq), NBD_EXTENT_BYTES);
+    assert_int_equal(nbd_request_buffer(&rq, &writable),
+                     NBD_STATUS_CHUNK_BYTES + NBD_EXTENT_BYTES);
+    /* A chunk for each context. */
+    assert_int_equal(nbd_request_buffer(&rq, &(struct nbd_session){ .contexts = UINT64_MAX }),
+                     LIMIT_NBD_CONTEXTS * (NBD_STATUS_CHUNK_BYTES + NBD_EXTENT_BYTES));
     rq = (struct nbd_request){ .type = NBD_CMD_CACHE, .length = LIMIT_NBD_REQUEST_BYTES };
-    assert_int_equal(nbd_request_buffer(&rq), LIMIT_NBD_CACHE_STEP_BYTES);
+    assert_int_equal(nbd_request_buffer(&rq, &writable), LIMIT_NBD_CACHE_STEP_BYTES);
     rq = (struct nbd_request){ .type = NBD_CMD_WRITE_ZEROES, .length = UINT32_MAX };
-    assert_int_equal(nbd_request_buffer(&rq), 0);
+    assert_int_equal(nbd_request_buffer(&rq, &writable), 0);
 }
 
 int main(void)

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Goal: a connection can use several metadata contexts. Each is found by the
+ * queries that the protocol and QEMU's docs/interop/nbd.rst name, and answers
+ * block status with a chunk of its own.
+ * Method: a client of raw bytes against a server in the same process.
+ */
+#include "nbd_rig.h"
+#include "base/bytes.h"
+#include "base/limits.h"
+#include <stdio.h>
+
+static struct rig rig;
+static struct client client;
+static struct option_reply reply;
+static uint8_t data[16384];
+static uint8_t buf[8 * LIMIT_NBD_EXTENTS + 64];
+
+static void co_begin(void)
+{
+    co_rig_open(&rig, &(struct rig_opts){ .allocation_depth = true });
+    client = co_client_connect(&rig);
+    co_greet(&client);
+    co_option(&client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    co_expect_option_reply(&client, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
+}
+
+static void co_end(void)
+{
+    client_close(&client);
+    co_rig_close(&rig);
+}
+
+static void co_go_to_disk(void)
+{
+    co_option(&client, NBD_OPT_GO, data, put_go(data, "disk"));
+    do {
+        co_option_reply(&client, NBD_OPT_GO, &reply);
+    } while (reply.type == NBD_REP_INFO);
+    assert_int_equal(reply.type, NBD_REP_ACK);
+}
+
+/* Ask with queries (up to a NULL), expect contexts (up to a NULL) and their ids. */
+static void co_expect_contexts(uint32_t option, const char *const *queries,
+                               const char *const *want, uint32_t *ret_ids)
+{
+    unsigned n = 0;
+
+    while (queries[n])
+        n++;
+    co_option(&client, option, data, put_queries(data, "disk", queries, n));
+    for (; *want; want++) {
+        co_option_reply(&client, option, &reply);
+        assert_int_equal(reply.type, NBD_REP_META_CONTEXT);
+        assert_string_equal(reply.data + 4, *want);
+        if (ret_ids)
+            *ret_ids++ = load_be32(reply.data);
+    }
+    co_expect_option_reply(&client, option, NBD_REP_ACK);
+}
+#define STRS(...) ((const char *const[]){ __VA_ARGS__ __VA_OPT__(,) NULL })
+
+#define ALLOCATION "base:allocation"
+#define DEPTH "qemu:allocation-depth"
+
+static void listing_body(void)
+{
+    co_begin();
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(), STRS(ALLOCATION, DEPTH), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:"), STRS(DEPTH), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("base:"), STRS(ALLOCATION), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:dirty-bitmap:"), STRS(), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(DEPTH, "qemu:", DEPTH), STRS(DEPTH), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT,
+                       STRS("", ":", "q", "qemu", "qemu:allocation", "qemu:allocation-depth:",
+                            "base:allocation:", "other:"), STRS(), NULL);
+    co_end();
+}
+
+static void contexts_are_listed_by_name_and_by_name_space(void **state)
+{
+    in_loop(listing_body);
+}
+
+static void selecting_body(void)
+{
+    uint32_t ids[2];
+
+    co_begin();
+    /* Only whole names select, each once, whatever else is asked for. */
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS("qemu:", "base:"), STRS(), NULL);
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(DEPTH, "x:y", ALLOCATION, DEPTH),
+                       STRS(ALLOCATION, DEPTH), ids);
+    assert_true(ids[0] && ids[1] && ids[0] != ids[1]);
+    co_end();
+}
+
+static void contexts_are_selected_by_their_names(void **state)
+{
+    in_loop(selecting_body);
+}
+
+/* Expect a chunk of block status with these extents (length, value, ... 0). */
+static void co_expect_status(uint64_t cookie, uint32_t id, bool last, const uint32_t *want)
+{
+    struct chunk k;
+
+    co_chunk(&client, &k);
+    assert_int_equal(k.type, NBD_CHUNK_BLOCK_STATUS);
+    assert_int_equal(k.flags, last ? NBD_CHUNK_FLAG_DONE : 0);
+    assert_int_equal(k.cookie, cookie);
+    assert_in_range(k.len, 12, sizeof(buf));
+    co_get(&client, buf, k.len);
+    assert_int_equal(load_be32(buf), id);
+    for (uint32_t at = 4; at < k.len; at += 8, want += 2) {
+        assert_int_equal(load_be32(buf + at), want[0]);
+        assert_int_equal(load_be32(buf + at + 4), want[1]);
+    }
+    assert_int_equal(*want, 0);
+}
+
+static void several_body(void)
+{
+    static const uint32_t hole = NBD_STATE_HOLE | NBD_STATE_ZERO;
+    uint32_t ids[2];
+
+    co_begin();
+    /* Nobody has it; zeros that this layer has; data. */
+    co_rig_fill(&rig, 0, 8192, MEM_IS_ABSENT, 0);
+    co_rig_fill(&rig, 8192, 8192, MEM_IS_ZERO, 0);
+    co_rig_fill(&rig, 16384, 4096, MEM_IS_DATA, 1);
+    co_rig_fill(&rig, 20480, 4096, MEM_IS_ABSENT, 0);
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(ALLOCATION, DEPTH), STRS(ALLOCATION, DEPTH),
+                       ids);
+    co_go_to_disk();
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 1, 0, 24576);
+    co_expect_status(1, ids[0], false, (uint32_t[]){ 16384, hole, 4096, 0, 4096, hole, 0 });
+    co_expect_status(1, ids[1], true, (uint32_t[]){ 8192, 0, 12288, 1, 4096, 0, 0 });
+    co_request(&client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 2, 4096, 20480);
+    co_expect_status(2, ids[0], false, (uint32_t[]){ 12288, hole, 0 });
+    co_expect_status(2, ids[1], true, (uint32_t[]){ 4096, 0, 0 });
+
+    /* One error for all of them. */
+    co_rig_fail(&rig, MEM_STATUS, -EIO);
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 3, 0, 4096);
+    assert_int_equal(co_error_chunk(&client, 3), 5);
+    co_rig_fail(&rig, MEM_STATUS, 0);
+    co_end();
+}
+
+static void each_context_answers_with_its_own_chunk(void **state)
+{
+    in_loop(several_body);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct CMUnitTest tests[] = {
+        cmocka_unit_test(contexts_are_listed_by_name_and_by_name_space),
+        cmocka_unit_test(contexts_are_selected_by_their_names),
+        cmocka_unit_test(each_context_answers_with_its_own_chunk),
+    };
+
+    return nbd_rig_main(argc, argv, __FILE__, tests, ARRAY_SIZE(tests));
+}
