@@ -5,6 +5,7 @@
  */
 #include "base/mem.h"
 #include "qmp/address.h"
+#include "qmp/bitmap_ref.h"
 #include "qmp/impl.h"
 
 /* ---- the NBD server ----------------------------------------------------------------- */
@@ -129,10 +130,6 @@ static const struct schema_type export_type_enum = {
     .name = "BlockExportType", .kind = SCHEMA_ENUM, .size = sizeof(int),
     .values = (const char *const[]){ "nbd", NULL },
 };
-static const struct schema_type bitmap_list = {
-    .name = "BlockDirtyBitmapOrStrList", .kind = SCHEMA_ARRAY,
-    .size = sizeof(struct schema_array), .element = &schema_any,
-};
 
 struct nbd_branch {
     bool has_name, has_description, has_bitmaps, has_allocation_depth;
@@ -147,8 +144,9 @@ static const struct schema_type nbd_branch_type = {
                         "as clients ask for it; the node's name unless given"),
         SCHEMA_OPTIONAL(struct nbd_branch, description, "description", &schema_str,
                         "shown to clients"),
-        SCHEMA_OPTIONAL(struct nbd_branch, bitmaps, "bitmaps", &bitmap_list,
-                        "not supported yet"),
+        SCHEMA_OPTIONAL(struct nbd_branch, bitmaps, "bitmaps", &bitmap_or_str_list_type,
+                        "offer qemu:dirty-bitmap:NAME for these; a name alone is looked for down "
+                        "the backing chain"),
         SCHEMA_OPTIONAL(struct nbd_branch, allocation_depth, "allocation-depth", &schema_bool,
                         "offer the metadata context qemu:allocation-depth"),
         SCHEMA_END,
@@ -197,17 +195,30 @@ static const struct schema_type export_args_type = {
 
 static bool check_export(struct qmp *q, const struct export_args *a, struct err *err)
 {
-    const struct nbd_branch *nbd = a->branch;
-
     if (!job_id_wellformed(a->id))
         return err_set(err, -EINVAL, "Invalid block export id");
     if (q->nbd_phase != NBD_SERVER_ON)
         return err_set(err, -ENOENT, "NBD server not running");
     if (a->has_iothread && !json_object_get(q->iothreads, a->iothread))
         return err_set(err, -ENOENT, "iothread \"%s\" not found", a->iothread);
-    if (nbd->bitmaps.n)
-        return err_set(err, -ENOTSUP, "Exporting dirty bitmaps is not supported yet");
     return true;
+}
+
+/* Borrows the texts. */
+static struct nbd_export_bitmap *bitmap_names(const struct schema_array *list)
+{
+    struct nbd_export_bitmap *names = xcalloc(list->n + 1, sizeof(*names));
+    const struct schema_alt *items = list->items;
+
+    for (size_t i = 0; i < list->n; i++) {
+        const struct bitmap_ref *ref = items[i].object;
+
+        if (items[i].kind == SCHEMA_ALT_STR)
+            names[i].name = items[i].str;
+        else
+            names[i] = (struct nbd_export_bitmap){ .node = ref->node, .name = ref->name };
+    }
+    return names;
 }
 
 static bool co_export_add(const struct qmp_call *call, const void *args, void *ret,
@@ -216,6 +227,8 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
     const struct export_args *a = args;
     const struct nbd_branch *nbd = a->branch;
     struct qmp *q = call->qmp;
+
+    CLEANUP(free) struct nbd_export_bitmap *bitmaps = bitmap_names(&nbd->bitmaps);
 
     if (!check_export(q, a, err))
         return false;
@@ -229,6 +242,8 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
         .writable = a->writable,
         .writethrough = a->writethrough,
         .allocation_depth = nbd->allocation_depth,
+        .bitmaps = bitmaps,
+        .n_bitmaps = nbd->bitmaps.n,
     };
 
     if (!node || !co_nbd_export_add(q->exports, &o, err))

@@ -71,6 +71,24 @@ static int co_add_status(struct nbd_slot *s, const struct nbd_context *c, struct
     return 0;
 }
 
+static void add_dirty(struct nbd_slot *s, const struct nbd_context *c, struct extents *x)
+{
+    const struct bitmap *bits = dirty_bitmap_bits(c->bitmap);
+    uint64_t granularity = dirty_bitmap_granularity(c->bitmap);
+    uint64_t off = s->rq.offset, end = off + s->rq.length;
+
+    while (off < end) {
+        uint64_t bit = off / granularity;
+        bool dirty = bitmap_test(bits, bit);
+        uint64_t next = dirty ? bitmap_next_clear(bits, bit) : bitmap_next_set(bits, bit);
+        uint64_t to = MIN(end, next * granularity);
+
+        if (!add_extent(x, (uint32_t)(to - off), dirty ? NBD_STATE_DIRTY : 0))
+            return;
+        off = to;
+    }
+}
+
 int co_nbd_block_status(struct nbd_slot *s)
 {
     uint64_t left = s->tx->session.contexts;
@@ -82,8 +100,13 @@ int co_nbd_block_status(struct nbd_slot *s)
             .out = out + NBD_STATUS_CHUNK_BYTES,
             .max = nbd_request_extents(&s->rq),
         };
-        int r = co_add_status(s, &s->tx->contexts[i], &x);
+        const struct nbd_context *c = &s->tx->contexts[i];
+        int r = 0;
 
+        if (c->kind == NBD_STATUS_DIRTY)
+            add_dirty(s, c, &x);
+        else
+            r = co_add_status(s, c, &x);
         if (r < 0)
             return r;
         end_extents(&x);

@@ -74,6 +74,13 @@ struct nbd_export *nbd_export_next(const struct nbd_export *e);
 /* The first one that was added after seq @seq: to go on after a suspension. */
 struct nbd_export *nbd_export_after(struct nbd_exports *x, uint64_t seq);
 
+/* ---- contexts.c: on the export's loop ---------------------------------------- */
+
+/* Fill in e->contexts, as @o wants it, and hold the bitmaps. False with nothing held. */
+MUST_CHECK bool nbd_export_add_contexts(struct nbd_export *e, const struct nbd_export_opts *o,
+                                        struct err *err);
+void nbd_export_drop_contexts(struct nbd_export *e);
+
 /* ---- conn.c ------------------------------------------------------------- */
 
 struct nbd_conn {

@@ -197,14 +197,9 @@ static struct nbd_block_sizes block_sizes_for(const struct node_info *info)
 
 struct attach {
     struct nbd_export *e;
+    const struct nbd_export_opts *o;
     struct err *err;
 };
-
-static void add_context(struct nbd_export *e, enum nbd_context_kind kind, const char *name)
-{
-    assert(e->n_contexts < LIMIT_NBD_CONTEXTS);
-    e->contexts[e->n_contexts++] = (struct nbd_context){ kind, xstrdup(name) };
-}
 
 /* On the node's loop. */
 static int co_attach(void *arg)
@@ -218,6 +213,10 @@ static int co_attach(void *arg)
                         EDGE_READ | EDGE_WRITE, a->err);
     if (!e->disk)
         return -EBUSY;
+    if (!nbd_export_add_contexts(e, a->o, a->err)) {
+        disk_close(MOVE(e->disk));
+        return -EBUSY;
+    }
     node_get_info(e->node, info);
     e->size = node_size(e->node);
     e->block_sizes = block_sizes_for(info);
@@ -228,6 +227,7 @@ static int co_detach(void *arg)
 {
     struct nbd_export *e = arg;
 
+    nbd_export_drop_contexts(e);
     disk_close(MOVE(e->disk));
     return 0;
 }
@@ -237,15 +237,13 @@ static void export_free(struct nbd_export *e)
 {
     struct nbd_exports *x = e->table;
 
-    assert(!e->disk && !e->node && !e->n_conns);
+    assert(!e->disk && !e->node && !e->n_conns && !e->n_contexts);
     list_del(&e->link);
     loop_buffers_put(e->buffers);
     free(e->id);
     free(e->name);
     free(e->description);
     free(e->node_name);
-    while (e->n_contexts)
-        free(e->contexts[--e->n_contexts].name);
     free(e);
     waitq_wake_all(&x->changed);
 }
@@ -273,12 +271,9 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
         .writethrough = o->writethrough,
     };
     list_init(&e->conns);
-    add_context(e, NBD_STATUS_ALLOCATION, NBD_CONTEXT_ALLOCATION);
-    if (o->allocation_depth)
-        add_context(e, NBD_STATUS_DEPTH, NBD_CONTEXT_DEPTH);
     list_push_tail(&x->exports, &e->link);
 
-    attach = (struct attach){ e, err };
+    attach = (struct attach){ e, o, err };
     if (co_node_call(e->node, co_attach, &attach) < 0) {
         node_unref(MOVE(e->node));
         export_free(e);

@@ -16,6 +16,7 @@
 #ifndef EXPORT_NBD_SERVE_H
 #define EXPORT_NBD_SERVE_H
 
+#include "block/dirty.h"
 #include "block/disk.h"
 #include "export/nbd/buffers.h"
 #include "export/nbd/request.h"
@@ -29,8 +30,11 @@ struct nbd_context {
     enum nbd_context_kind {
         NBD_STATUS_ALLOCATION,     /* base:allocation */
         NBD_STATUS_DEPTH,          /* qemu:allocation-depth */
+        NBD_STATUS_DIRTY,          /* qemu:dirty-bitmap:NAME */
     } kind;
     char *name;
+    struct node *node;             /* the bitmap's: a reference */
+    struct dirty_bitmap *bitmap;   /* held */
 };
 
 /* A request from its header to its reply. */

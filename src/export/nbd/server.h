@@ -29,6 +29,12 @@ void nbd_exports_free(struct nbd_exports *x);
 void nbd_exports_on_deleted(struct nbd_exports *x, void (*fn)(const char *id, void *arg),
                             void *arg);
 
+/* A dirty bitmap that clients can read. */
+struct nbd_export_bitmap {
+    const char *node;          /* NULL: the first down the backing chain that has one of that name */
+    const char *name;
+};
+
 struct nbd_export_opts {
     const char *id;            /* required; the caller has checked that it is well-formed */
     struct node *node;         /* borrowed for the call; the export holds its own reference */
@@ -38,11 +44,14 @@ struct nbd_export_opts {
     bool writable;
     bool writethrough;         /* every write is on stable storage before it is answered */
     bool allocation_depth;     /* offer the metadata context qemu:allocation-depth */
+    const struct nbd_export_bitmap *bitmaps;   /* offer qemu:dirty-bitmap:NAME; held meanwhile */
+    size_t n_bitmaps;
 };
 
 /* Open @o->node for clients. Refused with QEMU's words: an id or a name that is
  * taken, a name or description that is too long, a read-only node as writable,
- * a node in conflicting use. Texts are copied. Suspends: it visits the node's
+ * a node in conflicting use, a bitmap that is not there, in use, or records while a
+ * read-only export shows it. Texts are copied. Suspends: it visits the node's
  * loop. */
 MUST_CHECK bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o,
                                   struct err *err);

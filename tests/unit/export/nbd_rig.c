@@ -5,6 +5,7 @@
 #include "nbd_rig.h"
 #include "base/bytes.h"
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "loop/co_io.h"
 #include <stdio.h>
 #include <sys/socket.h>
@@ -84,6 +85,16 @@ static int do_flags(void *arg)
     return (int)mem_nth(m, d->op, mem_count(m, d->op) - 1)->flags;
 }
 
+static int do_add_bitmap(void *arg)
+{
+    struct disk_call *d = arg;
+    struct err err = ERR_INIT;
+    struct dirty_bitmap_opts o = { .name = d->opts->bitmap, .granularity = 64 * KiB };
+
+    assert_non_null(dirty_bitmap_add(d->rig->node, &o, &err));
+    return 0;
+}
+
 static int co_on_disk(struct rig *r, int (*fn)(void *arg), struct disk_call *d)
 {
     d->rig = r;
@@ -148,6 +159,7 @@ void co_rig_open(struct rig *r, const struct rig_opts *o)
     struct nbd_export_opts e = {
         .id = "e0", .node = r->node, .name = "disk", .description = "a disk in memory",
         .writable = !o->read_only, .allocation_depth = o->allocation_depth,
+        .bitmaps = &(struct nbd_export_bitmap){ .name = o->bitmap }, .n_bitmaps = o->bitmap != NULL,
     };
     struct nbd_server_opts s = {
         .address = { .kind = NBD_ADDRESS_UNIX, .path = r->path },
@@ -156,6 +168,8 @@ void co_rig_open(struct rig *r, const struct rig_opts *o)
         .handshake_seconds_max = o->handshake_seconds_max,
     };
 
+    if (o->bitmap)
+        co_on_disk(r, do_add_bitmap, &(struct disk_call){ .opts = o });
     if (!co_nbd_export_add(r->exports, &e, &err))
         fail_msg("%s", err.text);
     r->server = co_nbd_server_start(&s, &err);

@@ -18,7 +18,7 @@ static uint8_t buf[8 * LIMIT_NBD_EXTENTS + 64];
 
 static void co_begin(void)
 {
-    co_rig_open(&rig, &(struct rig_opts){ .allocation_depth = true });
+    co_rig_open(&rig, &(struct rig_opts){ .allocation_depth = true, .bitmap = "b:0" });
     client = co_client_connect(&rig);
     co_greet(&client);
     co_option(&client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
@@ -62,18 +62,22 @@ static void co_expect_contexts(uint32_t option, const char *const *queries,
 
 #define ALLOCATION "base:allocation"
 #define DEPTH "qemu:allocation-depth"
+#define BITMAP "qemu:dirty-bitmap:b:0"
 
 static void listing_body(void)
 {
     co_begin();
-    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(), STRS(ALLOCATION, DEPTH), NULL);
-    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:"), STRS(DEPTH), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(), STRS(ALLOCATION, DEPTH, BITMAP), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:"), STRS(DEPTH, BITMAP), NULL);
     co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("base:"), STRS(ALLOCATION), NULL);
-    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:dirty-bitmap:"), STRS(), NULL);
-    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(DEPTH, "qemu:", DEPTH), STRS(DEPTH), NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS("qemu:dirty-bitmap:"), STRS(BITMAP),
+                       NULL);
+    co_expect_contexts(NBD_OPT_LIST_META_CONTEXT, STRS(DEPTH, BITMAP, DEPTH),
+                       STRS(DEPTH, BITMAP), NULL);
     co_expect_contexts(NBD_OPT_LIST_META_CONTEXT,
                        STRS("", ":", "q", "qemu", "qemu:allocation", "qemu:allocation-depth:",
-                            "base:allocation:", "other:"), STRS(), NULL);
+                            "base:allocation:", "other:", BITMAP ":",
+                            "qemu:dirty-bitmap:b", "qemu:dirty-bitmap:b:"), STRS(), NULL);
     co_end();
 }
 
@@ -84,14 +88,15 @@ static void contexts_are_listed_by_name_and_by_name_space(void **state)
 
 static void selecting_body(void)
 {
-    uint32_t ids[2];
+    uint32_t ids[3];
 
     co_begin();
     /* Only whole names select, each once, whatever else is asked for. */
     co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS("qemu:", "base:"), STRS(), NULL);
-    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(DEPTH, "x:y", ALLOCATION, DEPTH),
-                       STRS(ALLOCATION, DEPTH), ids);
-    assert_true(ids[0] && ids[1] && ids[0] != ids[1]);
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(BITMAP, DEPTH, "x:y", ALLOCATION, DEPTH), STRS(ALLOCATION, DEPTH, BITMAP),
+                       ids);
+    assert_true(ids[0] && ids[1] && ids[2]);
+    assert_true(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
     co_end();
 }
 
@@ -153,12 +158,73 @@ static void each_context_answers_with_its_own_chunk(void **state)
     in_loop(several_body);
 }
 
+static void dirty_body(void)
+{
+    uint32_t id;
+
+    co_begin();
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(BITMAP), STRS(BITMAP), &id);
+    co_go_to_disk();
+    /* Nothing is dirty; then what is written through the export is. */
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 1, 0, DISK_BYTES);
+    co_expect_status(1, id, true, (uint32_t[]){ DISK_BYTES, 0, 0 });
+    co_write_request(&client, 2, 100 * KiB, buf, 1);
+    assert_int_equal(co_simple_reply(&client, 2), 0);
+    co_write_request(&client, 3, DISK_BYTES - 1, buf, 1);
+    assert_int_equal(co_simple_reply(&client, 3), 0);
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 4, 1, DISK_BYTES - 1);
+    co_expect_status(4, id, true,
+                     (uint32_t[]){ 64 * KiB - 1, 0, 64 * KiB, NBD_STATE_DIRTY,
+                                   DISK_BYTES - 192 * KiB, 0, 64 * KiB, NBD_STATE_DIRTY, 0 });
+    co_request(&client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 5, 65 * KiB, 1 * MiB);
+    co_expect_status(5, id, true, (uint32_t[]){ 63 * KiB, NBD_STATE_DIRTY, 0 });
+    co_end();
+}
+
+static void a_bitmap_tells_what_is_dirty_at_the_moment(void **state)
+{
+    in_loop(dirty_body);
+}
+
+static void refused_body(void)
+{
+    struct err err = ERR_INIT;
+    struct nbd_export_bitmap b = { .name = "b:0" };
+    struct nbd_export_opts o = { .id = "e1", .name = "second", .bitmaps = &b, .n_bitmaps = 1 };
+
+    co_begin();
+    o.node = rig.node;
+    assert_false(co_nbd_export_add(rig.exports, &o, &err));
+    assert_non_null(strstr(err.text, "Bitmap 'b:0' is currently in use"));
+    b.name = "b:1";
+    assert_false(co_nbd_export_add(rig.exports, &o, &err));
+    assert_string_equal(err.text, "Bitmap 'b:1' is not found");
+    b.node = "nothing";
+    assert_false(co_nbd_export_add(rig.exports, &o, &err));
+    /* When its export is gone others may have it, but a read-only one. */
+    b = (struct nbd_export_bitmap){ .node = node_name(rig.node), .name = "b:0" };
+    assert_true(nbd_export_del(rig.exports, "e0", NBD_EXPORT_DEL_HARD, &err));
+    assert_true(co_nbd_export_wait_gone(rig.exports, "e0", DEADLINE_NEVER));
+    assert_false(co_nbd_export_add(rig.exports, &o, &err));
+    assert_string_equal(err.text, "Enabled bitmap 'b:0' incompatible with readonly export");
+    o.writable = true;
+    assert_true(co_nbd_export_add(rig.exports, &o, &err));
+    co_end();
+}
+
+static void a_bitmap_is_held_by_its_export(void **state)
+{
+    in_loop(refused_body);
+}
+
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(contexts_are_listed_by_name_and_by_name_space),
         cmocka_unit_test(contexts_are_selected_by_their_names),
         cmocka_unit_test(each_context_answers_with_its_own_chunk),
+        cmocka_unit_test(a_bitmap_tells_what_is_dirty_at_the_moment),
+        cmocka_unit_test(a_bitmap_is_held_by_its_export),
     };
 
     return nbd_rig_main(argc, argv, __FILE__, tests, ARRAY_SIZE(tests));
