@@ -152,8 +152,10 @@ CASES = {
         cmd("block-export-add", type="nbd", id="e", node_name="r0", foo=1),
         cmd("block-export-add", type="nbd", id="e", node_name="r0", bitmaps=[]),
         *[cmd("block-export-add", type="nbd", id="f", node_name="r0", bitmaps=b)
-          for b in ("b", ["b"], [1], [{}], [{"node": "r0"}], [{"node": "nope", "name": "b"}],
+          for b in ("b", ["b"], [{}], [{"node": "r0"}], [{"node": "nope", "name": "b"}],
                     [{"node": "r0", "name": "b"}], [{"node": "r0", "name": "b", "x": 1}])],
+        differs("we say where in the list",
+                cmd("block-export-add", type="nbd", id="f", node_name="r0", bitmaps=[1])),
         cmd("block-export-add", type="nbd", id="f", node_name="r0", allocation_depth=1),
         cmd("block-export-add", type="nbd", id="e", node_name="r0", name="other"),
         cmd("block-export-add", type="nbd", id="f", node_name="r0"),

@@ -31,7 +31,7 @@ void nbd_exports_on_deleted(struct nbd_exports *x, void (*fn)(const char *id, vo
 
 /* A dirty bitmap that clients can read. */
 struct nbd_export_bitmap {
-    const char *node;          /* NULL: the first down the backing chain that has one of that name */
+    const char *node;          /* NULL: the first down the backing chain with one of that name */
     const char *name;
 };
 

@@ -29,7 +29,7 @@ struct rig {
 struct rig_opts {
     bool read_only;
     bool allocation_depth;
-    const char *bitmap;               /* made at the node, with a granularity of 64 KiB; NULL: none */
+    const char *bitmap;               /* made at the node, 64 KiB a bit; NULL: none */
     uint32_t max_connections;         /* 0: 100 */
     uint32_t handshake_seconds_max;   /* 0: no limit */
 };
