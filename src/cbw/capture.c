@@ -59,6 +59,9 @@ static uint64_t free_until(struct view *v, uint64_t first, uint64_t end)
     struct capture *c;
 
     end = MIN(end, bitmap_next_set(v->done, first));
+    if (v->wanted)
+        end = MIN(end, bitmap_next_clear(v->wanted, first / v->unit_granules) *
+                       v->unit_granules);
     list_for_each(c, &v->captures, link) {
         if (c->first > first)
             end = MIN(end, c->first);
@@ -300,8 +303,8 @@ static int co_capture_range(struct view *v, uint64_t first, uint64_t end)
     while (!v->error) {
         int r;
 
-        g.next = bitmap_next_clear(v->done, g.next);
-        if (g.next >= end)
+        g.next = view_next_open(v, g.next, end);
+        if (g.next == end)
             return 0;
         r = co_capture_step(&g);
         if (r < 0 && !v->error) {
@@ -322,7 +325,7 @@ int co_view_before_write(struct node_notifier *self, uint64_t off, uint64_t len)
     int r;
 
     /* I-V4: what is done stays done, so one look is enough. */
-    if (LIKELY(first >= end || bitmap_all_set(v->done, first, end - first)))
+    if (LIKELY(first >= end || view_next_open(v, first, end) == end))
         return 0;
     view_ref(v);
     r = co_capture_range(v, first, end);

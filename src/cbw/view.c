@@ -26,6 +26,7 @@ static void view_free(struct view *v)
     store_free(v->store);
     bitmap_free(v->done);
     bitmap_free(v->held);
+    bitmap_free(v->wanted);
     let_below_go(v);
     edge_detach(v->user);
     free(v);
@@ -132,6 +133,14 @@ void view_begin(struct view *v)
     assert(!v->begun && !v->error);
     v->begun = true;
     node_add_notifier(v->node, &v->notifier);
+}
+
+void view_limit(struct view *v, struct bitmap *wanted, uint64_t unit)
+{
+    assert(!v->wanted && is_power_of_2(unit) && unit >= GRANULE);
+    assert(bitmap_size(wanted) == div_round_up(v->size, unit));
+    v->wanted = wanted;
+    v->unit_granules = unit / GRANULE;
 }
 
 struct view *co_view_open(struct node *n, const struct view_opts *opts, const char *who,

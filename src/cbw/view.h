@@ -15,6 +15,7 @@
 #ifndef CBW_VIEW_H
 #define CBW_VIEW_H
 
+#include "base/bitmap.h"
 #include "base/err.h"
 #include "base/list.h"
 #include "block/node.h"
@@ -59,6 +60,11 @@ struct view *co_view_prepare(struct node *n, const struct view_opts *opts, const
 /* The instant. The caller has shut the doors of the node (co_shut_doors) and
  * opens them afterwards. Once for a view. Does not fail. */
 void view_begin(struct view *v);
+
+/* Between prepare and begin, or with the doors shut behind it: only what is set in
+ * @wanted (taken over; bit i stands for the bytes [i, i + 1) * @unit, a power of two >=
+ * VIEW_GRANULE) is captured. The rest counts as released from the start. */
+void view_limit(struct view *v, struct bitmap *wanted, uint64_t unit);
 
 /* prepare, shut the doors (waiting INSTANT_TIMEOUT_NS at most), begin, open
  * the doors. Nests inside doors that the caller has shut already: so several

@@ -11,6 +11,8 @@
  *      held                  done, held   the store has it (I-V2)
  *      released              done, !held  nobody wants it (I-V3)
  *
+ * What view_limit leaves out is released from the start, without a bit for each.
+ *
  * Neither captures nor consumers' reads go through the disk's door (I-V8). Captures
  * belong to guests' requests that are inside. Reads must go on while a door is
  * being shut: a guest inside may be waiting for the scratch space that they are
@@ -22,7 +24,6 @@
 #ifndef CBW_VIEW_IMPL_H
 #define CBW_VIEW_IMPL_H
 
-#include "base/bitmap.h"
 #include "block/disk.h"
 #include "cbw/store.h"
 #include "cbw/view.h"
@@ -42,6 +43,8 @@ struct view {
     unsigned refs;
     struct waitq settled;          /* woken when one reference is left */
     struct bitmap *done, *held;
+    struct bitmap *wanted;         /* in units; what is not set counts as done. NULL: all is */
+    uint64_t unit_granules;
     struct store *store;
     uint64_t n_captured;           /* granules ever held */
 
@@ -80,6 +83,23 @@ static inline uint64_t view_first_granule(uint64_t off)
 static inline uint64_t view_end_granule(uint64_t off, uint64_t len)
 {
     return div_round_up(off + len, GRANULE);
+}
+
+/* The first granule at or behind @from, before @end, that is not done; @end: none. */
+static inline uint64_t view_next_open(const struct view *v, uint64_t from, uint64_t end)
+{
+    while (from < end) {
+        from = bitmap_next_clear(v->done, from);
+        if (from >= end || !v->wanted)
+            break;
+
+        uint64_t wanted = bitmap_next_set(v->wanted, from / v->unit_granules) * v->unit_granules;
+
+        if (wanted <= from)
+            break;
+        from = wanted;
+    }
+    return MIN(from, end);
 }
 
 #endif

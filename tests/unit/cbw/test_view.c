@@ -341,6 +341,41 @@ static void what_is_released_is_not_captured_any_more(void **state)
     in_loop(release_body);
 }
 
+static void unwanted_body(void)
+{
+    struct bitmap *wanted = bitmap_new(5);
+    struct view_stats st;
+    struct scene s;
+
+    co_scene(&s, 64 * G + 1);
+    co_write_ok(&s, 0, 64 * G + 1, 1);
+    bitmap_set(wanted, 1, 1);
+    bitmap_set(wanted, 4, 1);             /* the last byte */
+    s.v = co_view_prepare(s.n, &s.opts, "test", NULL);
+    view_limit(s.v, wanted, 16 * G);
+    view_begin(s.v);                      /* nothing is in flight */
+    mem_clear_log(s.mem);
+    co_write_ok(&s, 0, 16 * G, 2);
+    co_write_ok(&s, 32 * G, 32 * G, 2);
+    assert_int_equal(mem_count(s.mem, MEM_READ), 0);
+    expect_nothing_captured(&s, 0);
+    co_write_ok(&s, 14 * G, 4 * G, 3);
+    co_write_ok(&s, 30 * G, 34 * G + 1, 3);
+    expect_captured(&s, 0, 16 * G, 2 * G);
+    expect_captured(&s, 18 * G, 30 * G, 2 * G);
+    expect_captured(&s, 32 * G, 64 * G, 1);
+    co_expect(&s, 16 * G, 16 * G, 1);
+    co_expect(&s, 64 * G, 1, 1);
+    view_get_stats(s.v, &st);
+    assert_int_equal(st.held, 5 * G);
+    co_strike(&s);
+}
+
+static void what_nobody_wants_is_not_captured(void **state)
+{
+    in_loop(unwanted_body);
+}
+
 static void release_while_capturing_body(void)
 {
     struct crew crew = { 0 };
@@ -745,6 +780,7 @@ int main(void)
         cmocka_unit_test(each_view_has_its_own_instant),
         cmocka_unit_test(a_write_in_flight_is_waited_for_and_is_in),
         cmocka_unit_test(what_is_released_is_not_captured_any_more),
+        cmocka_unit_test(what_nobody_wants_is_not_captured),
         cmocka_unit_test(a_release_overtakes_a_capture),
         cmocka_unit_test(status_is_that_of_the_instant),
         cmocka_unit_test(a_source_that_hangs_costs_the_guest_the_timeout_at_most),

@@ -181,6 +181,21 @@ struct picture {
     uint8_t *buf;
 };
 
+/* Only some of it is wanted: the rest is as if it had been released. */
+static void limit(struct picture *p)
+{
+    uint64_t unit = G << rnd(6), units = div_round_up(SIZE, unit);
+    struct bitmap *wanted = bitmap_new(units);
+
+    for (uint64_t i = 0; i < units; i++) {
+        if (rnd(3) == 0)
+            bitmap_set_bit(wanted, i);
+    }
+    for (uint64_t g = 0; g < ARRAY_SIZE(p->released) && g * G < SIZE; g++)
+        p->released[g] = !bitmap_test(wanted, g * G / unit);
+    view_limit(p->v, wanted, unit);
+}
+
 static void co_take_picture(struct scene *s, struct picture *p)
 {
     struct view_opts opts = VIEW_OPTS_DEFAULT;
@@ -191,11 +206,13 @@ static void co_take_picture(struct scene *s, struct picture *p)
     p->v = co_view_prepare(s->n, &opts, "test", &err);
     if (!p->v)
         fail_msg("%s", err.text);
+    memset(p->released, 0, sizeof(p->released));
     assert_int_equal(co_shut_doors(s->n, DEADLINE_NEVER), 0);
+    if (rnd(3) == 0)
+        limit(p);
     view_begin(p->v);
     p->frozen = xmemdup(disk, SIZE);
     open_doors(s->n);
-    memset(p->released, 0, sizeof(p->released));
     p->buf = xmalloc(SIZE);
 }
 
