@@ -9,6 +9,7 @@
  */
 #include "job/job.h"
 #include "base/mem.h"
+#include "job/job_impl.h"
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@ struct job {
     const struct job_events *events;
     void *events_arg;
     bool auto_finalize, auto_dismiss;
+    struct job_txn *txn;           /* a reference; NULL: it ends alone */
     bool announced;                /* that it is created was told */
 
     atomic_uint refs;              /* the registry's, the running coroutine's, watchers' */
@@ -222,6 +224,7 @@ void job_unref(struct job *job)
         return;
     if (job->ops->free)
         job->ops->free(job->state);
+    job_txn_unref(job->txn);
     free(job->id);
     free(job);
 }
@@ -256,6 +259,7 @@ struct job *job_new(const struct job_opts *opts, struct err *err)
         .events_arg = opts->events_arg,
         .auto_finalize = opts->auto_finalize,
         .auto_dismiss = opts->auto_dismiss,
+        .txn = opts->txn ? job_txn_ref(opts->txn) : NULL,
         .speed = opts->speed,
         .refs = 1,
         .status = JOB_CREATED,
@@ -263,6 +267,7 @@ struct job *job_new(const struct job_opts *opts, struct err *err)
     waitq_init(&job->kick);
     waitq_init(&job->concluded);
     if (!registry_add(job, err)) {
+        job_txn_unref(job->txn);
         free(job->id);
         free(job);
         return NULL;
@@ -307,13 +312,25 @@ static void conclude(struct job *job)
         forget(job);
 }
 
-static void fail(struct job *job, int ret)
+static void abort_with(struct job *job, int ret)
 {
     job->ret = ret;
     if (!job->err.code)
         err_set(&job->err, ret, "%s", strerror(-ret));
     set_status(job, JOB_ABORTING);
-    conclude(job);
+}
+
+/* From waiting, or not well: alone, or when the others are as far. */
+static void work_ended(struct job *job)
+{
+    if (job->txn) {
+        job_txn_tell(job->txn, job, job->ret < 0 ? JOB_NEWS_FAILED : JOB_NEWS_READY);
+        return;
+    }
+    if (job->ret == 0)
+        job_become_pending(job);
+    if (job->ret < 0 || job->auto_finalize)
+        conclude(job);
 }
 
 static void work_is_over(struct job *job, int ret)
@@ -324,16 +341,40 @@ static void work_is_over(struct job *job, int ret)
         job->cancel_softly = false;
     else if (job->cancelled || job->cancel_softly)
         ret = -ECANCELED;
-    if (ret < 0) {
-        fail(job, ret);
-        return;
-    }
-    set_status(job, JOB_WAITING);
+    if (ret < 0)
+        abort_with(job, ret);
+    else
+        set_status(job, JOB_WAITING);
+    work_ended(job);
+}
+
+bool job_needs_finalize(const struct job *job)
+{
+    return !job->auto_finalize;
+}
+
+void job_become_pending(struct job *job)
+{
     set_status(job, JOB_PENDING);
-    if (job->auto_finalize)
-        conclude(job);
-    else if (job->events->pending)
+    if (!job->auto_finalize && job->events->pending)
         job->events->pending(job->events_arg, job);
+}
+
+void job_cancel_with_group(struct job *job)
+{
+    /* One that fails by itself is told of as that. */
+    if (job->status == JOB_ABORTING)
+        return;
+    job->cancelled = true;
+    job->user_paused = false;
+    job_kick(job);
+}
+
+void job_end_with_group(struct job *job, bool well)
+{
+    if (!well && job->ret == 0)
+        abort_with(job, -ECANCELED);
+    conclude(job);
 }
 
 static void co_run(void *arg)
@@ -397,15 +438,26 @@ bool job_set_speed(struct job *job, uint64_t speed, struct err *err)
     return true;
 }
 
+/* Its work has ended well already. */
+static void cancel_at_the_end(struct job *job)
+{
+    if (job->txn) {
+        job_txn_tell(job->txn, job, JOB_NEWS_CANCEL);
+        return;
+    }
+    job->cancelled = true;
+    abort_with(job, -ECANCELED);
+    conclude(job);
+}
+
 bool job_cancel(struct job *job, bool force, struct err *err)
 {
     if (!accepts(job, JOB_CANCEL, err))
         return false;
     if (!force && job->user_paused)
         return err_set(err, -EBUSY, "The block job for device '%s' is currently paused", job->id);
-    if (job->status == JOB_PENDING) {
-        job->cancelled = true;
-        fail(job, -ECANCELED);
+    if (job->status == JOB_WAITING || job->status == JOB_PENDING) {
+        cancel_at_the_end(job);
         return true;
     }
     if (!force && job->ops->drains) {
@@ -433,7 +485,10 @@ bool job_finalize(struct job *job, struct err *err)
 {
     if (!accepts(job, JOB_FINALIZE, err))
         return false;
-    conclude(job);
+    if (job->txn)
+        job_txn_tell(job->txn, job, JOB_NEWS_FINALIZE);
+    else
+        conclude(job);
     return true;
 }
 

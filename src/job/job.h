@@ -20,6 +20,9 @@
  *                              v     v
  *                             concluded -> null        null: forgotten
  *
+ * A job of a group (job_txn.h) waits in waiting and pending until all others of it
+ * are as far.
+ *
  * A job lives on one loop, that of its disk. Everything here is for that loop
  * unless it says otherwise; the id and the loop never change. References are
  * counted atomically so that a job found by id on another loop stays.
@@ -162,6 +165,7 @@ struct job_opts {
     void *state;                    /* owned by the job on success */
     uint64_t speed;
     bool auto_finalize, auto_dismiss;
+    struct job_txn *txn;                 /* it ends together with others (job_txn.h); NULL: alone */
     const struct job_events *events;     /* static; may be NULL */
     void *events_arg;
 };
