@@ -28,6 +28,7 @@ struct record {
 
 /* A file of work_dir(). free() it. */
 unsigned char *load_file(const char *name, size_t *ret_len);
+void copy_file(const char *from, const char *to);
 /* The file "record" of work_dir(), which option "record" of driver fault wrote. */
 struct record load_record(void);
 void record_done(struct record *r);

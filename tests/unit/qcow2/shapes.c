@@ -74,8 +74,10 @@ void random_shape(struct random_shape *r, uint64_t size, uint64_t *seed)
     if (test_random(seed, 4))
         random_create(r, seed);
     s->ops = (unsigned)MAX(40ULL, MIN(400ULL, 300 * MiB / (s->size + s->cluster)));
-    snprintf(r->name, sizeof(r->name), "%s of %" PRIu64, s->create ? r->create : "ours", s->size);
-    if (!s->create)
+    if (s->create)
+        snprintf(r->name, sizeof(r->name), "%s%s of %" PRIu64, r->create,
+                 s->data_file ? ", with a data file" : "", s->size);
+    else
         snprintf(r->name, sizeof(r->name), "ours: cluster %u, version %u, refcounts of %u%s%s, "
                  "size %" PRIu64, s->cluster, s->version, s->refcount_bits,
                  s->extended ? ", extended" : "", s->data_file ? ", with a data file" : "",

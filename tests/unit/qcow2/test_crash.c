@@ -112,7 +112,7 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
     co_model_init(&m, shape, seed);
     if (shape->snapshot)
         co_fill_and_snapshot(&m);
-    must_run("cp model.qcow2 before.qcow2");
+    copy_file("model.qcow2", "before.qcow2");
     m.node = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', 'file': "
                           "{'driver': 'file', 'filename': '%s'}}%s}", work_path("record"),
                           work_path("model.qcow2"), shape->options);

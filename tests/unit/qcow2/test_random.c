@@ -256,6 +256,9 @@ static void peer_resizes(struct life *l)
 
     if (!can_resize(l) || kept_any_in_use(kept_now(l)))
         return;
+    /* QEMU cannot make a part of a compressed cluster zero when it has subclusters. */
+    if (l->shape.shape.extended && l->packed && !is_aligned(l->m.size, l->shape.shape.cluster))
+        return;
     tell("QEMU makes it %" PRIu64 " bytes long", size);
     must_run("qemu-img resize -q -f qcow2 %s %" PRIu64, l->m.image, size);
     l->m.size = size;
