@@ -231,6 +231,23 @@ void bitmap_merge(struct bitmap *dst, const struct bitmap *src)
     }
 }
 
+void bitmap_get_words(const struct bitmap *bm, uint64_t first, uint64_t n, uint64_t *ret)
+{
+    for (uint64_t i = 0; i < n; i++)
+        ret[i] = first + i < bm->nwords[0] ? bm->any[0][first + i] : 0;
+}
+
+void bitmap_add_words(struct bitmap *bm, uint64_t first, uint64_t n, const uint64_t *words)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t w = first + i;
+
+        if (!words[i] || w * WORD_BITS >= bm->nbits)
+            continue;
+        put_word(bm, w, bm->any[0][w] | (words[i] & mask_in_word(w, 0, bm->nbits)));
+    }
+}
+
 /* --- search --- */
 
 /* The first bit at or behind @from that differs from @flip's, by the pyramid

@@ -52,6 +52,11 @@ bool bitmap_next_range(const struct bitmap *bm, uint64_t from, uint64_t max,
 bool bitmap_any_set(const struct bitmap *bm, uint64_t start, uint64_t len);
 bool bitmap_all_set(const struct bitmap *bm, uint64_t start, uint64_t len);
 
+/* @n words of 64 bits, the first bit lowest, from bit @first * 64 on; zeros behind the end. */
+void bitmap_get_words(const struct bitmap *bm, uint64_t first, uint64_t n, uint64_t *ret);
+/* Set what is set in such words. Bits behind the end are ignored. */
+void bitmap_add_words(struct bitmap *bm, uint64_t first, uint64_t n, const uint64_t *words);
+
 /* Set in @dst what is set in @src. They have the same size. */
 void bitmap_merge(struct bitmap *dst, const struct bitmap *src);
 

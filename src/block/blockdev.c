@@ -194,6 +194,8 @@ static struct node *co_open(const struct blockdev_options *o, struct node *paren
     node_update_care(n);
     n->core->opener = NULL;
     n->core->options = schema_encode(&blockdev_options_type, o);
+    if (!is_backing)
+        co_keepers_opened(n);
     graph_publish(n);
     return n;
 }
@@ -292,6 +294,9 @@ bool co_node_open_child(struct node *parent, const char *role, const struct sche
         co_node_unref(child);
         return false;
     }
+    /* Before the parent changes anything. */
+    if (perms & EDGE_WRITE)
+        co_edge_note_storage(list_entry(parent->core->children.prev, struct edge, in_parent));
     return true;
 }
 

@@ -9,12 +9,12 @@
 #ifndef BLOCK_CORE_H
 #define BLOCK_CORE_H
 
+#include "block/keeper.h"
 #include "block/graph.h"
 #include "loop/co_sync.h"
 #include <stdatomic.h>
 
 struct disk;
-struct dirty_keeper;
 
 #define EDGE_ROLE_MAX 16        /* with the terminator */
 
@@ -27,6 +27,7 @@ struct edge {
     unsigned perms, shared;      /* enum edge_perm */
     struct list in_parent;       /* parent->core->children */
     struct list in_child;        /* child->core->parents */
+    struct storage_identity found;   /* below a `file` or `data-file`, when it was attached */
 };
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
@@ -133,6 +134,11 @@ void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len);
 /* The node had @size_before. What was added counts as written. */
 void dirty_bitmaps_resized(struct node *n, uint64_t size_before);
 void dirty_bitmaps_end(struct node *n);
+
+/* ---- keeper.c ----------------------------------------------------------------- */
+
+void co_keepers_opened(struct node *n);
+void co_edge_note_storage(struct edge *e);
 
 /* ---- align.c ------------------------------------------------------------------ */
 

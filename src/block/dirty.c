@@ -6,6 +6,7 @@
 #include "block/dirty.h"
 #include "base/mem.h"
 #include "block/core.h"
+#include "block/keeper.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +20,19 @@ struct dirty_bitmap {
     struct bitmap *bits;         /* records */
     struct bitmap *frozen;       /* what a backup works on; NULL: none does */
 };
+
+static struct dirty_keeper *keeper_of(const struct dirty_bitmap *bm)
+{
+    return bm->persistent ? bm->node->core->keeper : NULL;
+}
+
+static void tell_changed(struct dirty_bitmap *bm)
+{
+    struct dirty_keeper *k = keeper_of(bm);
+
+    if (k)
+        k->ops->changed(k, bm);
+}
 
 /* ---- life ------------------------------------------------------------------------- */
 
@@ -92,6 +106,7 @@ struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_
     bm->bits = bits;
     list_push_tail(&n->core->bitmaps, &bm->link);
     node_update_care(n);
+    tell_changed(bm);
     return bm;
 }
 
@@ -109,7 +124,11 @@ void dirty_bitmap_remove(struct dirty_bitmap *bm)
 {
     struct node *n = bm->node;
 
+    struct dirty_keeper *k = keeper_of(bm);
+
     assert(n->loop == loop_current() && !bm->busy);
+    if (k)
+        k->ops->removed(k, bm);
     bitmap_end(bm);
     node_update_care(n);
 }
@@ -191,6 +210,18 @@ bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit)
     return bitmap_test(bm->bits, bit) || (bm->frozen && bitmap_test(bm->frozen, bit));
 }
 
+void dirty_bitmap_kept_words(const struct dirty_bitmap *bm, uint64_t first, uint64_t n,
+                             uint64_t *ret)
+{
+    bitmap_get_words(bm->bits, first, n, ret);
+    for (uint64_t i = 0; bm->frozen && i < n; i++) {
+        uint64_t word;
+
+        bitmap_get_words(bm->frozen, first + i, 1, &word);
+        ret[i] |= word;
+    }
+}
+
 /* ---- use --------------------------------------------------------------------------- */
 
 bool dirty_bitmap_check(const struct dirty_bitmap *bm, unsigned allow, struct err *err)
@@ -222,19 +253,16 @@ void dirty_bitmap_let_go(struct dirty_bitmap *bm)
 void dirty_bitmap_enable(struct dirty_bitmap *bm)
 {
     bm->enabled = true;
+    tell_changed(bm);
 }
 
 void dirty_bitmap_disable(struct dirty_bitmap *bm)
 {
     bm->enabled = false;
+    tell_changed(bm);
 }
 
 /* ---- bits --------------------------------------------------------------------------- */
-
-static struct dirty_keeper *keeper_of(const struct dirty_bitmap *bm)
-{
-    return bm->persistent && !bm->inconsistent ? bm->node->core->keeper : NULL;
-}
 
 /* [first, first+count) of the bits of @bm that record. */
 static void set_bits(struct dirty_bitmap *bm, uint64_t first, uint64_t count)
@@ -288,7 +316,7 @@ struct bitmap *dirty_bitmap_clear(struct dirty_bitmap *bm, struct bitmap *empty)
 
     assert(!bm->frozen);
     if (k)
-        k->ops->bits_cleared(k, bm, were);
+        k->ops->bits_cleared(k, bm);
     return were;
 }
 
@@ -325,6 +353,16 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
     vsnprintf(why, sizeof(why), why_fmt, ap);
     va_end(ap);
     bm->inconsistent = xstrdup(why);
+    tell_changed(bm);
+}
+
+void dirty_bitmap_mend(struct dirty_bitmap *bm, const struct bitmap *bits)
+{
+    assert(bm->inconsistent && !bm->busy && bitmap_size(bits) == bitmap_size(bm->bits));
+    free(MOVE(bm->inconsistent));
+    bitmap_clear_all(bm->bits);
+    bitmap_merge(bm->bits, bits);
+    tell_changed(bm);
 }
 
 /* ---- a backup's use ------------------------------------------------------------------- */
@@ -345,7 +383,7 @@ void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still)
         dirty_bitmap_add_bits(bm, still);
     bm->frozen = NULL;
     if (k)
-        k->ops->bits_cleared(k, bm, were);
+        k->ops->bits_cleared(k, bm);
     bitmap_free(were);
     dirty_bitmap_let_go(bm);
 }
@@ -378,19 +416,6 @@ void dirty_bitmaps_resized(struct node *n, uint64_t size_before)
         fill_resized(bits, bm, size_before);
         bitmap_free(bm->bits);
         bm->bits = bits;
+        tell_changed(bm);
     }
-}
-
-/* ---- the keeper ---------------------------------------------------------------------------- */
-
-void node_set_dirty_keeper(struct node *n, struct dirty_keeper *k)
-{
-    assert(n->loop == loop_current());
-    n->core->keeper = k;
-    node_update_care(n);
-}
-
-struct dirty_keeper *node_dirty_keeper(const struct node *n)
-{
-    return n->core->keeper;
 }

@@ -116,33 +116,15 @@ void dirty_bitmap_freeze(struct dirty_bitmap *bm, struct bitmap *empty);
  * outside shut doors: it clears nothing that was written since. */
 void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still);
 
-/* ---- keeping bits where a crash does not reach them ---------------------------
- * A node has one keeper at most, of all its persistent bitmaps. Told of a write
- * before the driver; what it cannot keep it has to spoil (dirty_bitmap_spoil), for the guest
- * never fails by it. */
-
-struct dirty_keeper {
-    const struct dirty_keeper_ops *ops;
-};
-
-struct dirty_keeper_ops {
-    /* A write of [off, off+len) comes. May suspend; no bit of it is set yet. */
-    void (*co_before_write)(struct dirty_keeper *k, uint64_t off, uint64_t len);
-    /* These bits are set now. Does not suspend. */
-    void (*bits_set)(struct dirty_keeper *k, struct dirty_bitmap *bm, uint64_t first,
-                     uint64_t count);
-    /* Bits that are set in @were may be clear now: dirty_bitmap_must_keep says which.
-     * Does not suspend. */
-    void (*bits_cleared)(struct dirty_keeper *k, struct dirty_bitmap *bm,
-                         const struct bitmap *were);
-    /* The node is about to be closed: nothing writes any more, and the bitmaps go. */
-    void (*co_close)(struct dirty_keeper *k);
-};
-
-void node_set_dirty_keeper(struct node *n, struct dirty_keeper *k);   /* NULL: none any more */
-struct dirty_keeper *node_dirty_keeper(const struct node *n);
+/* ---- keeping bits where a crash does not reach them (keeper.h) ------------------ */
 
 /* Whether the bit is dirty for who comes after a crash: frozen bits count. */
 bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit);
+/* The same of @n words of 64 bits from word @first on, bit 0 lowest; zeros behind the end. */
+void dirty_bitmap_kept_words(const struct dirty_bitmap *bm, uint64_t first, uint64_t n,
+                             uint64_t *ret);
+/* What an inconsistent one missed is known after all: from now on it says @bits, which
+ * are of its granularity and size, and can be used again. */
+void dirty_bitmap_mend(struct dirty_bitmap *bm, const struct bitmap *bits);
 
 #endif

@@ -22,6 +22,7 @@
 #include "block/node.h"
 
 struct edge;
+struct storage_identity;
 
 struct driver {
     const char *name;                    /* QAPI's: "file", "raw", "qcow2", ... */
@@ -54,6 +55,10 @@ struct driver {
     void (*get_info)(struct node *n, struct node_info *ret);   /* fill what differs */
     json_t *(*format_info)(struct node *n);
     void (*cancel_in_flight)(struct node *n);
+
+    /* Protocols: what can be known of the storage as it is now (keeper.h). Leave @ret alone
+     * where nothing can. */
+    void (*co_identify)(struct node *n, struct storage_identity *ret);
 
     /* Protocols whose user-given name is not simply option "filename": the options
      * (without "driver") that @filename stands for, such as those of an nbd:// URI.

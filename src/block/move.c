@@ -118,6 +118,8 @@ static int co_leave_loop(void *arg)
     for (size_t i = m->set.n; i-- > 0;) {
         struct node *n = m->set.nodes[i];
 
+        if (n->core->keeper)
+            n->core->keeper->ops->co_detach(n->core->keeper);
         if (n->drv->co_detach)
             n->drv->co_detach(n);
     }
@@ -141,6 +143,8 @@ static int co_arrive(void *arg)
 
         if (n->drv->co_attach)
             n->drv->co_attach(n);
+        if (n->core->keeper)
+            n->core->keeper->ops->co_attach(n->core->keeper);
     }
     for (size_t i = 0; i < m->set.n; i++) {
         struct node *n = m->set.nodes[i];

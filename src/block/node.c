@@ -6,7 +6,6 @@
  * nobody else holds.
  */
 #include "block/core.h"
-#include "block/dirty.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include <inttypes.h>
@@ -91,10 +90,12 @@ static void co_close_doomed(struct list *doomed)
 
         assert(n->loop == loop_current());
         assert(list_empty(&core->parents) && !core->disk && list_empty(&core->requests));
-        if (core->keeper)
+        if (core->keeper && n->drv->is_protocol)
             core->keeper->ops->co_close(core->keeper);
         if (core->opened && n->drv->co_close)
             n->drv->co_close(n);
+        if (core->keeper && !n->drv->is_protocol)
+            core->keeper->ops->co_close(core->keeper);
         dirty_bitmaps_end(n);
         drop_children(n, doomed);
         graph_unregister(n);

@@ -170,6 +170,47 @@ void file_get_info(struct node *n, struct node_info *ret)
     snprintf(ret->filename, sizeof(ret->filename), "%s", s->filename);
 }
 
+struct identifying {
+    int fd;
+    bool device;
+    struct storage_identity ret;
+};
+
+static int64_t nanoseconds(const struct timespec *ts)
+{
+    return ts->tv_sec * (int64_t)NSEC_PER_SEC + ts->tv_nsec;
+}
+
+static int identify(void *arg)
+{
+    struct identifying *j = arg;
+    struct storage_identity *id = &j->ret;
+    struct stat st;
+
+    if (j->device) {
+        host_device_identify(j->fd, id);
+        return 0;
+    }
+    if (fstat(j->fd, &st) < 0)
+        return -errno;
+    id->kind = STORAGE_FILE;
+    id->dev = st.st_dev;
+    id->ino = st.st_ino;
+    id->size = (uint64_t)st.st_size;
+    id->mtime_ns = nanoseconds(&st.st_mtim);
+    id->ctime_ns = nanoseconds(&st.st_ctim);
+    return 0;
+}
+
+void co_file_identify(struct node *n, struct storage_identity *ret)
+{
+    struct file_state *s = n->state;
+    struct identifying j = { .fd = s->fd, .device = s->device };
+
+    if (co_offload(identify, &j) == 0)
+        *ret = j.ret;
+}
+
 const struct driver file_driver = {
     .name = "file",
     .doc = "a regular file",
@@ -186,4 +227,5 @@ const struct driver file_driver = {
     .co_status = co_file_status,
     .co_resize = co_file_resize,
     .get_info = file_get_info,
+    .co_identify = co_file_identify,
 };

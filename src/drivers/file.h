@@ -8,6 +8,7 @@
 #ifndef DRIVERS_FILE_H
 #define DRIVERS_FILE_H
 
+#include "block/keeper.h"
 #include "drivers/drivers.h"
 #include "drivers/extent_cache.h"
 #include "loop/co_io.h"
@@ -60,10 +61,13 @@ int co_file_discard(struct node *n, uint64_t off, uint64_t len);
 bool co_file_resize(struct node *n, uint64_t size, struct err *err);
 int co_file_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
 void file_get_info(struct node *n, struct node_info *ret);
+void co_file_identify(struct node *n, struct storage_identity *ret);
 
 /* host_device.c: the size and the smallest unit of a device. Blocks: for workers. */
 MUST_CHECK int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block);
 /* A write-protected device can be opened for writing all the same. */
 bool host_device_writable(int fd);
+/* What the kernel counts of the device. Blocks: for workers. */
+void host_device_identify(int fd, struct storage_identity *ret);
 
 #endif

@@ -7,7 +7,15 @@
 #include "drivers/file.h"
 #include <inttypes.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* Since Linux 5.15. */
+#ifndef BLKGETDISKSEQ
+#define BLKGETDISKSEQ _IOR(0x12, 128, uint64_t)
+#endif
 
 int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block)
 {
@@ -26,6 +34,56 @@ bool host_device_writable(int fd)
     int read_only = 0;
 
     return ioctl(fd, BLKROGET, &read_only) < 0 || !read_only;
+}
+
+/* The first line of a file below /sys/dev/block/MAJOR:MINOR. */
+static bool read_sys(const struct stat *st, const char *name, char *buf, int size)
+{
+    char path[96];
+
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/%s", major(st->st_rdev),
+             minor(st->st_rdev), name);
+
+    FILE *f = fopen(path, "re");
+    bool ok = f && fgets(buf, size, f);
+
+    if (f)
+        fclose(f);
+    return ok;
+}
+
+/* Sectors written and discarded (Linux Documentation/block/stat.rst); UINT64_MAX where
+ * nobody counts. A partition's queue is its disk's. */
+static uint64_t sectors_changed(const struct stat *st)
+{
+    unsigned long long written, discarded;
+    char buf[512];
+
+    if (!read_sys(st, "queue/iostats", buf, sizeof(buf)) &&
+        !read_sys(st, "../queue/iostats", buf, sizeof(buf)))
+        return UINT64_MAX;
+    if (buf[0] != '1' || !read_sys(st, "stat", buf, sizeof(buf)) ||
+        sscanf(buf, "%*u %*u %*u %*u %*u %*u %llu %*u %*u %*u %*u %*u %*u %llu", &written,
+               &discarded) != 2)
+        return UINT64_MAX;
+    return written + discarded;
+}
+
+void host_device_identify(int fd, struct storage_identity *ret)
+{
+    struct stat st;
+    uint32_t block;
+
+    /* What is on its way to the device is not counted yet. */
+    if (fstat(fd, &st) < 0 || fdatasync(fd) < 0)
+        return;
+    ret->kind = STORAGE_DEVICE;
+    ret->dev = st.st_rdev;
+    ret->written = sectors_changed(&st);
+    if (ioctl(fd, BLKGETDISKSEQ, &ret->diskseq) < 0)
+        ret->diskseq = 0;
+    if (host_device_probe(fd, &ret->size, &block) < 0)
+        ret->size = 0;
 }
 
 struct discarding {
@@ -98,4 +156,5 @@ const struct driver host_device_driver = {
     .co_status = co_file_status,
     .co_resize = co_host_device_resize,
     .get_info = file_get_info,
+    .co_identify = co_file_identify,
 };

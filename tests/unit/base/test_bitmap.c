@@ -98,6 +98,12 @@ static void compare(struct model *m)
     if (from < m->n)
         assert_int_equal(bitmap_test(m->bm, from), m->bits[from]);
 
+    uint64_t words[2];
+
+    bitmap_get_words(m->bm, from / 64, 2, words);
+    for (uint64_t i = 0, bit = from & ~63ULL; i < 128; i++, bit++)
+        assert_int_equal(words[i / 64] >> (i % 64) & 1, bit < m->n && m->bits[bit]);
+
     bool found = bitmap_next_range(m->bm, from, max, &run_start, &run_len);
     uint64_t first = naive_next(m, from, true);
 
@@ -156,6 +162,18 @@ static void merge_is_union(void **state)
     uint64_t count_b = bitmap_count(b), count = 0;
 
     bitmap_merge(a, b);
+
+    struct bitmap *copy = bitmap_new(n);
+    uint64_t *words = calloc(n / 64 + 2, 8);
+
+    bitmap_get_words(a, 0, n / 64 + 2, words);
+    words[n / 64] |= ~0ULL << (n % 64);      /* behind the end */
+    words[n / 64 + 1] = ~0ULL;
+    bitmap_add_words(copy, 0, n / 64 + 2, words);
+    assert_int_equal(bitmap_count(copy), bitmap_count(a));
+    free(words);
+    bitmap_free(a);
+    a = copy;
     for (uint64_t i = 0; i < n; i++) {
         assert_int_equal(bitmap_test(a, i), both[i]);
         count += both[i];

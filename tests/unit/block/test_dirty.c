@@ -3,7 +3,7 @@
  * Dirty bitmaps: what sets a bit and when (I-B1), freezing and thawing around a
  * backup, merging, sizes, and what a keeper is told.
  */
-#include "block/dirty.h"
+#include "block/keeper.h"
 #include "co_test.h"
 #include "memdrv.h"
 
@@ -210,7 +210,7 @@ static void resized(void **state)
 struct notes {
     struct dirty_keeper k;
     struct node *n;
-    unsigned before, set, cleared, closed;
+    unsigned before, set, cleared, changed, removed, settled, moved, closed;
     uint64_t first, count;
 };
 
@@ -235,14 +235,34 @@ static void note_set(struct dirty_keeper *k, struct dirty_bitmap *bm, uint64_t f
     notes->count = count;
 }
 
-static void note_cleared(struct dirty_keeper *k, struct dirty_bitmap *bm,
-                         const struct bitmap *were)
+static void note_cleared(struct dirty_keeper *k, struct dirty_bitmap *bm)
 {
     struct notes *notes = container_of(k, struct notes, k);
 
-    assert_true(bitmap_test(were, notes->first));
     assert_false(dirty_bitmap_must_keep(bm, notes->first));
     notes->cleared++;
+}
+
+static void note_changed(struct dirty_keeper *k, struct dirty_bitmap *bm)
+{
+    assert_true(dirty_bitmap_persistent(bm));
+    container_of(k, struct notes, k)->changed++;
+}
+
+static void note_removed(struct dirty_keeper *k, struct dirty_bitmap *bm)
+{
+    container_of(k, struct notes, k)->removed++;
+}
+
+static bool co_note_settle(struct dirty_keeper *k, struct err *err)
+{
+    container_of(k, struct notes, k)->settled++;
+    return err_set(err, -EIO, "not kept");
+}
+
+static void co_note_moved(struct dirty_keeper *k)
+{
+    container_of(k, struct notes, k)->moved++;
 }
 
 static void co_note_close(struct dirty_keeper *k)
@@ -254,6 +274,11 @@ static const struct dirty_keeper_ops note_ops = {
     .co_before_write = co_note_before,
     .bits_set = note_set,
     .bits_cleared = note_cleared,
+    .changed = note_changed,
+    .removed = note_removed,
+    .co_settle = co_note_settle,
+    .co_detach = co_note_moved,
+    .co_attach = co_note_moved,
     .co_close = co_note_close,
 };
 
@@ -282,6 +307,24 @@ static void kept_body(void)
     assert_int_equal(notes.cleared, 0);
     dirty_bitmap_thaw(bm, NULL);
     assert_int_equal(notes.cleared, 1);
+
+    assert_int_equal(notes.changed, 0);
+    dirty_bitmap_disable(bm);
+    dirty_bitmap_enable(bm);
+    dirty_bitmap_spoil(bm, "for a test");
+    dirty_bitmap_mend(bm, dirty_bitmap_bits(dirty_bitmap_find(n, "volatile", NULL)));
+    assert_int_equal(notes.changed, 4);
+    assert_null(dirty_bitmap_inconsistent(bm));
+    assert_int_equal(dirty_bitmap_count(bm), 2 * GRAIN);
+    assert_true(co_node_resize(n, SIZE - 1, &err));
+    assert_int_equal(notes.changed, 5);
+    assert_true(co_dirty_keep(n, &err));
+    assert_false(co_dirty_settle(n, &err));
+    assert_int_equal(notes.settled, 1);
+    dirty_bitmap_remove(bm);
+    assert_int_equal(notes.removed, 1);
+    dirty_bitmap_remove(dirty_bitmap_find(n, "volatile", NULL));
+    assert_int_equal(notes.removed, 1);
     co_node_unref(n);
     assert_int_equal(notes.closed, 1);
 }
