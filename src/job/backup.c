@@ -14,6 +14,8 @@
 #define GRACE_CANCELLED_NS (1 * NSEC_PER_SEC)
 /* How long the end of the job waits for the target to be closed. */
 #define GRACE_CLOSE_NS (2 * NSEC_PER_SEC)
+/* How long a job that has failed waits for the target to say that it has what was copied. */
+#define GRACE_FLUSH_NS (30 * NSEC_PER_SEC)
 
 /* ---- errors -------------------------------------------------------------------- */
 
@@ -95,8 +97,10 @@ static void reap(struct backup *b)
         if (c.work.tries)
             b->backoff = BACKUP_BACKOFF_MIN_NS;
         if (c.work.kind == WORK_FLUSH) {
-            b->flushed = true;
-        } else if (b->list) {
+            b->flushed = b->bitmap.vouched = true;
+        } else if (!b->list) {
+            backup_bitmap_copied(&b->bitmap, c.work.off, c.work.len);
+        } else {
             worklist_done(b->list, &c.work);
             depth_piece_done(&b->depth, c.work.kind == WORK_COPY ? c.work.len : 0, loop_now());
         }
@@ -231,14 +235,33 @@ static void co_copy_all(struct backup *b)
 static void co_wait_idle(struct backup *b, uint64_t grace_ns)
 {
     uint64_t deadline = loop_now() + grace_ns;
-    struct copied c;
 
     for (;;) {
-        while (copier_reap(b->copier, &c))
-            ;
+        reap(b);
         if (!copier_in_flight(b->copier) || loop_now() >= deadline)
             return;
         co_job_wait(b->job, deadline);
+    }
+}
+
+/* What was copied need not be copied again, for a bitmap that is always brought up to date;
+ * if the target has it for good. Whoever cancels does not wait long for that. */
+static void co_vouch_for_the_rest(struct backup *b)
+{
+    uint64_t deadline = loop_now() + GRACE_FLUSH_NS;
+    bool hurried = false;
+
+    if (!b->bitmap.copied || b->flushing || copier_in_flight(b->copier))
+        return;
+    b->flushing = true;
+    copier_start(b->copier, &(struct work){ .kind = WORK_FLUSH });
+    while (copier_in_flight(b->copier) && loop_now() < deadline) {
+        if (job_is_cancelled(b->job) && !hurried) {
+            deadline = MIN(deadline, loop_now() + GRACE_CLOSE_NS);
+            hurried = true;
+        }
+        co_job_wait(b->job, deadline);
+        reap(b);
     }
 }
 
@@ -310,6 +333,7 @@ static int co_backup_run(struct job *job, void *state, struct err *err)
             cancel_in_flight(b->target);
             co_wait_idle(b, GRACE_CANCELLED_NS);
         }
+        co_vouch_for_the_rest(b);
     }
     copier_abandon(MOVE(b->copier));
     co_let_go_of_source(b);
@@ -325,10 +349,18 @@ static void backup_speed_changed(void *state, uint64_t speed)
     ratelimit_set(&b->limit, loop_now(), speed);
 }
 
+static void backup_concluded(void *state, int ret)
+{
+    struct backup *b = state;
+
+    backup_bitmap_end(&b->bitmap, ret);
+}
+
 const struct job_ops backup_job_ops = {
     .type = "backup",
     .co_run = co_backup_run,
     .free = free,
+    .concluded = backup_concluded,
     .speed_changed = backup_speed_changed,
 };
 

@@ -9,6 +9,7 @@
 #define JOB_BACKUP_H
 
 #include "base/limits.h"
+#include "block/dirty.h"
 #include "block/graph.h"
 #include "cbw/view.h"
 #include "job/job.h"
@@ -18,6 +19,16 @@ enum backup_sync {
     BACKUP_TOP,     /* what the topmost image of the source holds */
     BACKUP_FULL,    /* everything */
     BACKUP_NONE,    /* old content of what is overwritten from now on; until ended */
+    BACKUP_INCREMENTAL,    /* as BITMAP with BACKUP_BITMAP_ON_SUCCESS */
+    BACKUP_BITMAP,  /* what is dirty in a bitmap */
+};
+
+/* What becomes of the bitmap. What is written during the job is dirty afterwards in any
+ * case. In the order of QAPI's BitmapSyncMode. */
+enum backup_bitmap_mode {
+    BACKUP_BITMAP_ON_SUCCESS,   /* success: nothing else is; else all that was */
+    BACKUP_BITMAP_NEVER,        /* all that was */
+    BACKUP_BITMAP_ALWAYS,       /* also what should have been copied, and was not */
 };
 
 /* In the order of QAPI's BlockdevOnError. */
@@ -45,6 +56,13 @@ struct backup_opts {
                                   * Not written meanwhile; borrowed */
     bool compress;               /* store data compressed; the target must be able to */
     enum backup_sync sync;
+    const char *bitmap;          /* of the source, for incremental and bitmap, or to be made
+                                  * to record anew from the instant. NULL: none */
+    bool has_bitmap_mode;
+    enum backup_bitmap_mode bitmap_mode;
+    const struct dirty_bitmap_opts *new_bitmap;   /* full, top: make this one, that records from
+                                  * the instant on; until success it is all dirty, and after a
+                                  * failure it is not there. NULL: none */
     uint64_t speed;              /* bytes a second; 0: no limit */
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;
@@ -65,6 +83,10 @@ struct backup_opts {
         .max_workers = BACKUP_MAX_WORKERS_DEFAULT, \
         .max_chunk = BACKUP_MAX_CHUNK_DEFAULT, \
     }
+
+/* Whether the bitmap that @opts name is there and can be used, and goes with the other
+ * options: QEMU's words. Start says the same; here it is said before a target is made. */
+MUST_CHECK bool backup_check_bitmap(const struct backup_opts *opts, struct err *err);
 
 /* Check everything, take the instant, and start the job on the calling loop,
  * where source and target live. When this returns the instant has passed: every

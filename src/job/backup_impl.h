@@ -8,7 +8,7 @@
 
 #include "base/limits.h"
 #include "base/ratelimit.h"
-#include "job/backup.h"
+#include "job/backup_bitmap.h"
 #include "job/copier.h"
 #include "job/depth.h"
 #include "job/worklist.h"
@@ -28,6 +28,7 @@ struct backup {
     bool captured_only;
     struct worklist *list;         /* goes with the view */
     struct copier *copier;
+    struct backup_bitmap bitmap;   /* until how the job ended is final */
 
     struct ratelimit limit;
     struct work next;              /* waits for the rate limit, if has_next */

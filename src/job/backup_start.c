@@ -64,10 +64,15 @@ static bool check(const struct backup_opts *o, struct err *err)
     if (o->max_workers < 1)
         return err_set(err, -EINVAL, "max-workers must be between 1 and %u",
                        LIMIT_BACKUP_WORKERS);
-    return true;
+    return backup_check_bitmap(o, err);
 }
 
 /* ---- sizes -------------------------------------------------------------------------- */
+
+static uint64_t granularity_of(const struct backup_opts *o)
+{
+    return dirty_bitmap_granularity(dirty_bitmap_find(o->source, o->bitmap, NULL));
+}
 
 static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *err)
 {
@@ -83,11 +88,14 @@ static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *e
     cluster = MAX(info->cluster_size, VIEW_GRANULE);
     assert(is_power_of_2(cluster));
     p->cluster = cluster;
-    p->sync = o->sync;
+    p->sync = o->sync == BACKUP_INCREMENTAL ? BACKUP_BITMAP : o->sync;
     if (o->sync == BACKUP_TOP && !node_backing(node_skip_filters(o->source)))
         p->sync = BACKUP_FULL;
     /* I-W2: whole clusters of the target, so that it never reads its backing file. */
     p->unit = MAX(cluster, UNIT_MIN);
+    /* Little more than what is dirty. */
+    if (p->sync == BACKUP_BITMAP)
+        p->unit = MAX(cluster, MIN(granularity_of(o), UNIT_MIN));
     if (p->sync == BACKUP_NONE || max_chunk < p->unit)
         p->unit = cluster;
     if (o->max_chunk && o->max_chunk < cluster)
@@ -137,6 +145,13 @@ static void view_changed(struct view_listener *self)
         job_kick(b->job);
 }
 
+static void units_copied(void *arg, uint64_t off, uint64_t len)
+{
+    struct backup *b = arg;
+
+    backup_bitmap_copied(&b->bitmap, off, len);
+}
+
 static bool make_worklist(struct backup *b, const struct backup_opts *o, const struct plan *p,
                           struct err *err)
 {
@@ -148,6 +163,8 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
         .unit = p->unit,
         .max_copy = p->chunk,
         .watermark = watermark(&o->view),
+        .copied = units_copied,
+        .copied_arg = b,
         .expected = expected_data(o, p),
         .kick = kick_job,
         .kick_arg = b,
@@ -170,6 +187,8 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
     struct disk_user *target;
 
     snprintf(who, sizeof(who), "job '%s'", job_id(b->job));
+    if (!backup_bitmap_prepare(&b->bitmap, o, p->sync, p->unit, who, err))
+        return false;
     target = disk_open(o->target, who, EDGE_READ | EDGE_WRITE, EDGE_READ, err);
     if (!target)
         return false;
@@ -205,6 +224,7 @@ static void undo(struct backup *b)
         view_close(MOVE(b->view));
     }
     copier_abandon(MOVE(b->copier));
+    backup_bitmap_drop(&b->bitmap);
     node_allow_resize(b->target);
     node_unref(MOVE(b->target));
     node_unref(MOVE(b->source));
@@ -265,6 +285,7 @@ struct job *backup_job(const struct backup *b)
 
 void backup_begin(struct backup *b)
 {
+    worklist_limit(b->list, backup_bitmap_begin(&b->bitmap, b->view));
     view_begin(b->view);
 }
 

@@ -300,6 +300,8 @@ static void conclude(struct job *job)
     const struct job_events *e = job->events;
     bool cancelled = job->cancelled || job->cancel_softly;
 
+    if (job->ops->concluded)
+        job->ops->concluded(job->state, job->ret);
     if (e->finished)
         e->finished(job->events_arg, job, job->ret, &job->err);
     if (cancelled && e->cancelled)

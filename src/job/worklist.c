@@ -12,11 +12,14 @@
 #define AHEAD 1024
 #define YIELD_EVERY 16             /* steps, which need not suspend by themselves */
 #define MAX_ZERO (64 * MiB)        /* longest WORK_ZERO */
+#define LOOK_BY_READING (256 * KiB)    /* a dirty stretch that is not worth a question first */
 
 struct worklist {
     struct worklist_opts o;
     unsigned refs;                 /* the owner's and the scanner's */
     uint64_t size, units;
+    const struct bitmap *wanted;   /* units that are to be done; NULL: all */
+    uint64_t wanted_bytes;
     struct bitmap *taken;
     bool freed;                    /* by its owner: the scanner stops */
 
@@ -66,6 +69,26 @@ static void skip(struct worklist *w, uint64_t first, uint64_t n)
 {
     bitmap_set(w->taken, first, n);
     view_release(w->o.view, unit_off(w, first), unit_bytes(w, first, n));
+    w->o.copied(w->o.copied_arg, unit_off(w, first), unit_bytes(w, first, n));
+}
+
+/* The next unit to be looked at, at or behind @unit, and where units like it end. */
+static uint64_t next_unit(const struct worklist *w, uint64_t unit)
+{
+    while (unit < w->units) {
+        unit = bitmap_next_clear(w->taken, unit);
+        if (!w->wanted || unit == w->units || bitmap_test(w->wanted, unit))
+            break;
+        unit = bitmap_next_set(w->wanted, unit);
+    }
+    return unit;
+}
+
+static uint64_t end_of_run(const struct worklist *w, uint64_t unit)
+{
+    uint64_t end = bitmap_next_set(w->taken, unit);
+
+    return w->wanted ? MIN(end, bitmap_next_clear(w->wanted, unit)) : end;
 }
 
 /* ---- the scanner -------------------------------------------------------------------- */
@@ -105,9 +128,9 @@ static void co_scan_step(struct worklist *w, struct view *view, uint64_t end)
     enum found found = FOUND_DATA;
     struct block_status st;
 
-    /* What the source cannot tell is found out by reading it. */
-    if (co_view_status(view, w->o.base, off, len, &st) < 0)
-        st = (struct block_status){ .flags = STATUS_DATA, .len = w->o.unit };
+    /* What the source cannot tell, or not cheaper, is found out by reading it. */
+    if ((w->wanted && len <= LOOK_BY_READING) || co_view_status(view, w->o.base, off, len, &st) < 0)
+        st = (struct block_status){ .flags = STATUS_DATA, .len = w->wanted ? len : w->o.unit };
     if (w->freed || view_error(view, NULL))
         return;
     /* Some of it may have been taken while the source was asked. */
@@ -133,7 +156,7 @@ static void co_scan(void *arg)
     bool was_empty;
 
     while (!w->freed && !view_error(view, NULL)) {
-        w->scan_unit = bitmap_next_clear(w->taken, w->scan_unit);
+        w->scan_unit = next_unit(w, w->scan_unit);
         if (w->scan_unit >= w->units) {
             w->scanned = true;
             break;
@@ -143,7 +166,7 @@ static void co_scan(void *arg)
             continue;
         }
         was_empty = w->n == 0;
-        co_scan_step(w, view, bitmap_next_set(w->taken, w->scan_unit));
+        co_scan_step(w, view, end_of_run(w, w->scan_unit));
         if (was_empty && w->n && !w->freed)
             w->o.kick(w->o.kick_arg);
         if (++steps % YIELD_EVERY == 0)
@@ -174,6 +197,16 @@ struct worklist *worklist_new(const struct worklist_opts *o)
         return NULL;
     }
     return w;
+}
+
+void worklist_limit(struct worklist *w, const struct bitmap *wanted)
+{
+    if (!wanted)
+        return;
+    w->wanted = wanted;
+    w->wanted_bytes = bitmap_count(wanted) * w->o.unit;
+    if (w->units && bitmap_test(wanted, w->units - 1))
+        w->wanted_bytes -= w->units * w->o.unit - w->size;
 }
 
 void worklist_start(struct worklist *w)
@@ -291,7 +324,8 @@ enum worklist_answer worklist_next(struct worklist *w, struct work *ret)
 void worklist_done(struct worklist *w, const struct work *work)
 {
     view_release(w->o.view, work->off, work->len);
-    if (work->kind == WORK_COPY)
+    w->o.copied(w->o.copied_arg, work->off, work->len);
+    if (w->wanted || work->kind == WORK_COPY)
         w->done += work->len;
 }
 
@@ -326,6 +360,11 @@ void worklist_progress(const struct worklist *w, uint64_t *ret_current, uint64_t
 {
     uint64_t rest = 0;
 
+    if (w->wanted) {
+        *ret_current = w->done;
+        *ret_total = w->wanted_bytes;
+        return;
+    }
     if (!w->o.captured_only && !w->scanned) {
         rest = w->size - unit_off(w, MIN(w->scan_unit, w->units));
         if (w->o.expected != UINT64_MAX)

@@ -8,7 +8,7 @@
  * full, top: a scanner walks the view's block status ahead of the copier, in a
  * coroutine of its own, so that a source that hangs hangs nobody else. Captured
  * units go first while the view's scratch store is past its watermark. none:
- * captured units only.
+ * captured units only. By a bitmap: the scanner looks only at what that wants.
  *
  * Nothing here suspends. One loop.
  */
@@ -41,11 +41,17 @@ struct worklist_opts {
     uint64_t max_copy;             /* longest WORK_COPY, a multiple of the unit */
     uint64_t watermark;            /* bytes in the store from which on captured units go first */
     uint64_t expected;             /* bytes of data to be found, UINT64_MAX: no idea */
+    /* Of these units nothing is left to be done: worklist_done, or the target needs nothing. */
+    void (*copied)(void *arg, uint64_t off, uint64_t len);
+    void *copied_arg;
     void (*kick)(void *arg);       /* there may be work again after WORKLIST_LATER */
     void *kick_arg;
 };
 
 struct worklist *worklist_new(const struct worklist_opts *o);
+/* Before start: only what is set in @wanted (borrowed from the view, which is limited to the
+ * same), a bit for each unit, is to be done. NULL: everything may be. */
+void worklist_limit(struct worklist *w, const struct bitmap *wanted);
 /* The view has begun: look for what is to be copied. Once. */
 void worklist_start(struct worklist *w);
 /* The owner is done with it. Takes NULL. */
@@ -66,7 +72,8 @@ void worklist_finish(struct worklist *w);
 /* Work that was handed out is on the target. Releases it. */
 void worklist_done(struct worklist *w, const struct work *work);
 
-/* Bytes copied, and an estimate of how many there are in all. */
+/* Bytes copied, and an estimate of how many there are in all. With a limit: bytes done, zeros
+ * or not, and exactly how many there are. */
 void worklist_progress(const struct worklist *w, uint64_t *ret_current, uint64_t *ret_total);
 
 #endif
