@@ -152,7 +152,8 @@ struct job_ops {
      * returns nothing of the job is left but memory. */
     int (*co_run)(struct job *job, void *state, struct err *err);
     void (*free)(void *state);                          /* any thread; may be NULL */
-    /* How it ended is final: 0 or -errno, and nobody was told yet. Must not suspend. May be NULL. */
+    /* How it ended is final: 0 or -errno, and nobody was told yet. Must not suspend. May be
+     * NULL. */
     void (*concluded)(void *state, int ret);
     /* Optional notes, called before the job is woken. */
     void (*speed_changed)(void *state, uint64_t speed);

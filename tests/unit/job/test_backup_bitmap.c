@@ -395,7 +395,7 @@ static void two_backups_by_two_bitmaps_do_not_disturb_each_other(void **state)
     in_loop(two_body);
 }
 
-/* ---- what is refused -------------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------ */
 
 struct refusal {
     enum backup_sync sync;
@@ -427,7 +427,8 @@ static void refused_body(void)
 
     co_bits(&b, BACKUP_INCREMENTAL);
     for (unsigned i = 0; i <= ARRAY_SIZE(refusals); i++) {
-        const char *text = "Bitmap 'b' is currently in use by another operation and cannot be used";
+        const char *text = "Bitmap 'b' is currently in use by another operation and cannot "
+                           "be used";
         struct err err = ERR_INIT;
 
         if (i < ARRAY_SIZE(refusals)) {
