@@ -60,9 +60,9 @@ struct backup_opts {
                                   * to record anew from the instant. NULL: none */
     bool has_bitmap_mode;
     enum backup_bitmap_mode bitmap_mode;
-    const struct dirty_bitmap_opts *new_bitmap;   /* full, top: make this one, that records from
-                                  * the instant on; until success it is all dirty, and after a
-                                  * failure it is not there. NULL: none */
+    struct dirty_bitmap_opts new_bitmap;   /* full, top: make this one, that records from the
+                                  * instant on; until success it is all dirty, and after a
+                                  * failure it is not there. .name NULL: none */
     uint64_t speed;              /* bytes a second; 0: no limit */
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;

@@ -24,8 +24,8 @@ static bool check_new(const struct backup_opts *o, struct err *err)
     if (o->sync != BACKUP_FULL && o->sync != BACKUP_TOP)
         return err_set(err, -EINVAL, "A new bitmap can begin with a backup of sync mode 'full' or "
                        "'top', not '%s'", sync_names[o->sync]);
-    return !dirty_bitmap_find(o->source, o->new_bitmap->name, NULL) ||
-           err_set(err, -EEXIST, "Bitmap already exists: %s", o->new_bitmap->name);
+    return !dirty_bitmap_find(o->source, o->new_bitmap.name, NULL) ||
+           err_set(err, -EEXIST, "Bitmap already exists: %s", o->new_bitmap.name);
 }
 
 static bool check_mode(const struct backup_opts *o, struct err *err)
@@ -39,7 +39,7 @@ bool backup_check_bitmap(const struct backup_opts *o, struct err *err)
 {
     const struct dirty_bitmap *bm;
 
-    if (o->new_bitmap)
+    if (o->new_bitmap.name)
         return check_new(o, err);
     if (by_bitmap(o) && !o->bitmap)
         return err_set(err, -EINVAL, "must provide a valid bitmap name for '%s' sync mode",
@@ -71,7 +71,7 @@ bool backup_check_bitmap(const struct backup_opts *o, struct err *err)
  * backup yet, and that is what it says to whoever comes after a crash. */
 static struct dirty_bitmap *make(const struct backup_opts *o, struct err *err)
 {
-    struct dirty_bitmap_opts opts = *o->new_bitmap;
+    struct dirty_bitmap_opts opts = o->new_bitmap;
     struct dirty_bitmap *bm;
 
     opts.disabled = true;
@@ -108,7 +108,7 @@ bool backup_bitmap_prepare(struct backup_bitmap *bb, const struct backup_opts *o
     *bb = (struct backup_bitmap){ .unit = unit, .limits = sync == BACKUP_BITMAP };
     if (!backup_check_bitmap(o, err))
         return false;
-    if (!o->bitmap && !o->new_bitmap)
+    if (!o->bitmap && !o->new_bitmap.name)
         return true;
     bb->user = edge_attach_user(o->source, who, EDGE_READ, EDGE_READ | EDGE_WRITE | EDGE_RESIZE,
                                 err);

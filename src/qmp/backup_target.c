@@ -50,7 +50,12 @@ static struct node *backing_of_target(struct node *source, enum backup_sync sync
     return sync == BACKUP_TOP ? node_backing(node_skip_filters(source)) : NULL;
 }
 
-static bool check_format(const char *format, const struct node *backing, struct err *err)
+static bool names_backing(const struct node *source, const struct backup_target_opts *o)
+{
+    return o->backing_file || backing_of_target((struct node *)source, o->sync);
+}
+
+static bool check_format(const char *format, bool backing, struct err *err)
 {
     bool raw = strcmp(format, "raw") == 0;
 
@@ -174,29 +179,29 @@ static bool co_make_raw(struct node *file, uint64_t size, bool *ret_zero, struct
     return co_node_resize(file, 0, err) && co_node_resize(file, size, err);
 }
 
-static bool co_make_qcow2(struct node *file, uint64_t size, struct node *backing, struct err *err)
+static bool co_make_qcow2(struct node *source, const struct backup_target_opts *o,
+                          struct node *file, struct err *err)
 {
-    CLEANUP(free) char *backing_file = backing ? lasting_name(backing, err) : NULL;
-    struct qcow2_create_opts o = {
-        .size = size,
-        .backing_file = backing_file,
-        .backing_format = backing ? natural_format(backing) : NULL,
+    struct node *backing = backing_of_target(source, o->sync);
+    CLEANUP(free) char *name = backing ? lasting_name(backing, err) : NULL;
+    struct qcow2_create_opts create = {
+        .size = node_size(source),
+        .backing_file = backing ? name : o->backing_file,
+        .backing_format = backing ? natural_format(backing) : o->backing_format,
     };
 
-    if (backing && !backing_file)
+    if (backing && !name)
         return false;
-    return co_qcow2_create(file, &o, err);
+    return co_qcow2_create(file, &create, err);
 }
 
 static bool co_make_image(struct node *source, const struct backup_target_opts *o,
                           const char *format, struct node *file, bool *ret_zero, struct err *err)
 {
-    struct node *backing = backing_of_target(source, o->sync);
-
     if (strcmp(format, "raw") == 0)
         return co_make_raw(file, node_size(source), ret_zero, err);
-    *ret_zero = !backing;
-    return co_make_qcow2(file, node_size(source), backing, err);
+    *ret_zero = !names_backing(source, o);
+    return co_make_qcow2(source, o, file, err);
 }
 
 /* The image on top of its file, of @size if that is not UINT64_MAX. Its backing file
@@ -245,7 +250,7 @@ static bool co_open_target(struct node *source, const struct backup_target_opts 
 
     const char *protocol = protocol_for_filename(o->filename);
 
-    if (!check_format(format, o->existing ? NULL : backing_of_target(source, o->sync), err))
+    if (!check_format(format, !o->existing && names_backing(source, o), err))
         return false;
     if (node_uses_file(source, o->filename))
         return err_set(err, -EINVAL, "'%s' belongs to the source '%s' and cannot be the target of "

@@ -15,6 +15,7 @@ struct backup_target_opts {
     const char *format;      /* NULL: the source's; with .existing: what needs no telling */
     bool existing;           /* open it as it is */
     enum backup_sync sync;   /* top and none: the image names its backing file */
+    const char *backing_file, *backing_format;   /* bitmap: the same, if it shall; else NULL */
 };
 
 struct backup_target {

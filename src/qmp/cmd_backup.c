@@ -13,12 +13,12 @@
 
 /* ---- arguments ---------------------------------------------------------------------- */
 
-/* The first three are enum backup_sync. */
-enum { SYNC_INCREMENTAL = BACKUP_NONE + 1, SYNC_BITMAP };
+/* enum backup_sync */
 static const struct schema_type sync_enum = {
     .name = "MirrorSyncMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
     .values = (const char *const[]){ "top", "full", "none", "incremental", "bitmap", NULL },
 };
+/* enum backup_bitmap_mode */
 static const struct schema_type bitmap_mode_enum = {
     .name = "BitmapSyncMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
     .values = (const char *const[]){ "on-success", "never", "always", NULL },
@@ -57,6 +57,23 @@ static const struct schema_type perf_args_type = {
     },
 };
 
+struct new_bitmap_args {
+    char *name;
+    bool has_granularity, has_persistent, persistent;
+    uint32_t granularity;
+};
+static const struct schema_type new_bitmap_args_type = {
+    .name = "BackupNewBitmap", .kind = SCHEMA_STRUCT, .size = sizeof(struct new_bitmap_args),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct new_bitmap_args, name, "name", &schema_str, "its name"),
+        SCHEMA_OPTIONAL(struct new_bitmap_args, granularity, "granularity", &schema_uint32,
+                        "bytes a bit; the cluster size unless given"),
+        SCHEMA_OPTIONAL(struct new_bitmap_args, persistent, "persistent", &schema_bool,
+                        "stays when the node is closed"),
+        SCHEMA_END,
+    },
+};
+
 struct backup_args {
     /* BackupCommon */
     bool has_job_id, has_speed, has_bitmap, has_bitmap_mode, has_compress, has_filter_node_name;
@@ -73,10 +90,12 @@ struct backup_args {
     char *scratch_dir;
     uint64_t scratch_memory, scratch_limit;
     uint32_t cbw_timeout;        /* seconds */
+    bool has_new_bitmap;
+    struct new_bitmap_args new_bitmap;
 
     /* DriveBackup: a file; BlockdevBackup: a node */
-    char *target, *format;
-    bool has_format, has_mode;
+    char *target, *format, *backing_file, *backing_fmt;
+    bool has_format, has_mode, has_backing_file, has_backing_fmt;
     int mode;
 };
 #define BA_REQ(field, json, type, doc) SCHEMA_REQUIRED(struct backup_args, field, json, type, doc)
@@ -86,8 +105,13 @@ struct backup_args {
     BA_REQ(device, "device", &schema_str, "the node to back up, or the id of an export of it"), \
     BA_REQ(sync, "sync", &sync_enum, "what the target gets"), \
     BA_OPT(speed, "speed", &schema_int, "bytes a second; 0: no limit"), \
-    BA_OPT(bitmap, "bitmap", &schema_str, "not supported yet"), \
-    BA_OPT(bitmap_mode, "bitmap-mode", &bitmap_mode_enum, "not supported yet"), \
+    BA_OPT(bitmap, "bitmap", &schema_str, \
+           "what is dirty in it is copied; with full and top: where to record anew"), \
+    BA_OPT(bitmap_mode, "bitmap-mode", &bitmap_mode_enum, \
+           "when what was copied is no longer dirty"), \
+    BA_OPT(new_bitmap, "new-bitmap", &new_bitmap_args_type, \
+           "for full and top: a bitmap to be made, which records from the instant on; not " \
+           "there after a failure"), \
     BA_OPT(compress, "compress", &schema_bool, \
            "store data compressed, if the target's format can"), \
     BA_OPT(on_source_error, "on-source-error", &on_error_enum, "when reading fails"), \
@@ -112,6 +136,9 @@ static const struct schema_type drive_backup_args = {
         BA_REQ(target, "target", &schema_str, "file, block device or nbd URI to write to"),
         BA_OPT(format, "format", &schema_str, "of the target; the source's unless given"),
         BA_OPT(mode, "mode", &mode_enum, "make the target (absolute-paths), or is it there"),
+        BA_OPT(backing_file, "backing-file", &schema_str,
+               "for incremental and bitmap: what the target that is made stands on"),
+        BA_OPT(backing_fmt, "backing-fmt", &schema_str, "its format"),
         SCHEMA_END,
     },
 };
@@ -129,18 +156,13 @@ static const struct schema_type blockdev_backup_args = {
 /* What QEMU has and this program has not; better told than left out silently. */
 static bool check_supported(const struct backup_args *a, struct err *err)
 {
-    if (a->sync == SYNC_INCREMENTAL || a->sync == SYNC_BITMAP) {
-        if (!a->has_bitmap)
-            return err_set(err, -EINVAL, "must provide a valid bitmap name for '%s' sync mode",
-                           sync_enum.values[a->sync]);
-        return err_set(err, -ENOTSUP, "Bitmap '%s' could not be found: dirty bitmaps are not "
-                       "supported yet", a->bitmap);
-    }
-    if (a->has_bitmap)
-        return err_set(err, -ENOTSUP, "Bitmap '%s' could not be found: dirty bitmaps are not "
-                       "supported yet", a->bitmap);
-    if (a->has_bitmap_mode)
-        return err_set(err, -EINVAL, "Cannot specify bitmap sync mode without a bitmap");
+    bool by_bitmap = a->sync == BACKUP_INCREMENTAL || a->sync == BACKUP_BITMAP;
+
+    if (a->has_backing_file && (!by_bitmap || (a->has_mode && a->mode == MODE_EXISTING)))
+        return err_set(err, -EINVAL, "Parameter 'backing-file' is for sync modes 'incremental' and "
+                       "'bitmap', and for a target that is made");
+    if (a->has_backing_file != a->has_backing_fmt)
+        return err_set(err, -EINVAL, "Parameters 'backing-file' and 'backing-fmt' go together");
     if (a->discard_source)
         return err_set(err, -ENOTSUP, "Discarding the source of a backup is not supported");
     return true;
@@ -182,6 +204,14 @@ static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_
     *o = (struct backup_opts)BACKUP_OPTS_DEFAULT;
     o->job_id = job_name(a);
     o->sync = (enum backup_sync)a->sync;
+    o->bitmap = a->bitmap;
+    o->has_bitmap_mode = a->has_bitmap_mode;
+    o->bitmap_mode = (enum backup_bitmap_mode)a->bitmap_mode;
+    o->new_bitmap = (struct dirty_bitmap_opts){
+        .name = a->new_bitmap.name,
+        .granularity = a->new_bitmap.granularity,
+        .persistent = a->new_bitmap.persistent,
+    };
     o->compress = a->compress;
     o->speed = (uint64_t)a->speed;
     o->on_source_error = (enum backup_on_error)a->on_source_error;
@@ -247,10 +277,14 @@ static int co_drive_backup_there(void *arg)
         .format = a->format,
         .existing = a->has_mode && a->mode == MODE_EXISTING,
         .sync = s->opts.sync,
+        .backing_file = a->backing_file,
+        .backing_format = a->backing_fmt,
     };
     struct backup_target target;
 
-    if (!co_backup_target_open(s->source, &o, &target, s->err))
+    s->opts.source = s->source;
+    if (!backup_check_bitmap(&s->opts, s->err) ||
+        !co_backup_target_open(s->source, &o, &target, s->err))
         return -EINVAL;
     s->target = target.node;
     s->opts.target_is_zero = target.is_zero;

@@ -333,7 +333,10 @@ def test_blockdev_backup_compresses_where_the_node_can(tmp_path, daemon, raw):
 REFUSED = [
     ({"compress": True}, "Compression is not supported for this drive"),
     ({"discard-source": True}, "Discarding the source"),
-    ({"sync": "bitmap", "bitmap": "b"}, "dirty bitmaps"),
+    ({"sync": "bitmap", "bitmap": "b"}, "Bitmap 'b' could not be found"),
+    ({"new-bitmap": {"name": ""}}, "Bitmap name cannot be empty"),
+    ({"sync": "none", "format": "qcow2", "new-bitmap": {"name": "b"}}, "A new bitmap can begin"),
+    ({"backing-file": "x", "backing-fmt": "raw"}, "'backing-file' is for sync modes"),
     ({"sync": "none", "format": "raw"}, "Backing file not supported for file format 'raw'"),
     ({"format": "null-co"}, "does not support image creation"),
     ({"job-id": "taken"}, "Job ID 'taken' already in use"),

@@ -325,12 +325,11 @@ static void a_full_backup_begins_a_bitmap_anew(void **state)
 
 static void new_body(void)
 {
-    struct dirty_bitmap_opts o = { .name = "new", .granularity = GRAN };
     struct bits b;
 
     co_bits(&b, BACKUP_FULL);
     b.s.opts.bitmap = NULL;
-    b.s.opts.new_bitmap = &o;
+    b.s.opts.new_bitmap = (struct dirty_bitmap_opts){ .name = "new", .granularity = GRAN };
     b.s.to->fails[MEM_FLUSH] = -EIO;
     co_begin_job(&b);
     assert_int_equal(dirty_bitmap_count(dirty_bitmap_find(b.s.source, "new", NULL)), DISK_SIZE);
