@@ -181,6 +181,9 @@
 /* Bytes that wait for a monitor that does not read; then it is disconnected. */
 #define LIMIT_QMP_OUTPUT (8 * MiB)
 
+/* Actions of one transaction: guests stand still until the last disk is cut. */
+#define LIMIT_TRANSACTION_ACTIONS 1024U
+
 /* Monitor connections at one time, each of which has two coroutines. */
 #define LIMIT_QMP_MONITORS 256U
 

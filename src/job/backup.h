@@ -12,7 +12,7 @@
 #include "block/dirty.h"
 #include "block/graph.h"
 #include "cbw/view.h"
-#include "job/job.h"
+#include "job/job_txn.h"
 
 /* What the target receives. In the order of QAPI's MirrorSyncMode. */
 enum backup_sync {
@@ -67,6 +67,7 @@ struct backup_opts {
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;
     bool auto_finalize, auto_dismiss;
+    struct job_txn *txn;         /* the job ends together with others; NULL: alone */
     uint32_t max_workers;        /* parallel copies at most, > 0; bounded by
                                   * LIMIT_BACKUP_WORKERS; depth.h says how many it takes */
     uint64_t max_chunk;          /* longest single copy, bytes; 0: choose */

@@ -246,6 +246,7 @@ static struct job *make_job(const struct backup_opts *o, const struct plan *p, s
         .speed = o->speed,
         .auto_finalize = o->auto_finalize,
         .auto_dismiss = o->auto_dismiss,
+        .txn = o->txn,
         .events = o->events,
         .events_arg = o->events_arg,
     }, err);

@@ -9,6 +9,7 @@
 #include "job/backup.h"
 #include "qmp/backup_target.h"
 #include "qmp/impl.h"
+#include "qmp/transaction.h"
 #include <limits.h>
 
 /* ---- arguments ---------------------------------------------------------------------- */
@@ -236,126 +237,212 @@ static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_
     o->events_arg = q;
 }
 
-/* A job being started, on the source's loop. */
-struct start {
-    const struct backup_args *args;
+/* ---- what both do -------------------------------------------------------------------------- */
+
+struct backup_state {
     struct backup_opts opts;
-    struct node *source, *target;
-    struct err *err;
+    struct backup *backup;
+    struct backup_target file;     /* drive-backup */
+    struct node *target;           /* blockdev-backup: a reference */
+    struct err *err;               /* of co_prepare */
 };
 
 /* The source, and everything checked that needs neither loop nor target. */
-static bool prepare(struct qmp *q, const struct backup_args *a, struct start *s, struct err *err)
+static bool prepare(struct action *a, struct err *err)
 {
-    if (!check_supported(a, err) || !check_numbers(a, err) || !check_job_id(job_name(a), err))
+    const struct backup_args *args = a->args;
+    struct backup_state *s = a->state;
+
+    if (!check_supported(args, err) || !check_numbers(args, err) ||
+        !check_job_id(job_name(args), err))
         return false;
-    *s = (struct start){ .args = a, .err = err };
-    fill_opts(q, a, &s->opts);
-    s->source = qmp_find_device(q, a->device, err);
-    return s->source != NULL;
+    fill_opts(a->call->qmp, args, &s->opts);
+    s->opts.txn = a->group;
+    s->err = err;
+    a->disk = qmp_find_device(a->call->qmp, args->device, err);
+    return a->disk != NULL;
 }
 
-static bool co_start_job(struct start *s)
+/* On the loop of both. */
+static bool co_prepare_job(struct action *a, struct node *target)
 {
-    s->opts.source = s->source;
-    s->opts.target = s->target;
+    struct backup_state *s = a->state;
 
-    struct job *job = co_backup_start(&s->opts, s->err);
+    s->opts.source = a->disk;
+    s->opts.target = target;
+    s->backup = co_backup_prepare(&s->opts, s->err);
+    if (s->backup)
+        a->job = backup_job(s->backup);
+    return s->backup != NULL;
+}
 
-    job_unref(job);
-    return job != NULL;
+static void backup_cut(struct action *a)
+{
+    struct backup_state *s = a->state;
+
+    backup_begin(s->backup);
+}
+
+static void backup_commit(struct action *a)
+{
+    struct backup_state *s = a->state;
+
+    job_unref(backup_start(s->backup));
+}
+
+static int drop_there(void *arg)
+{
+    struct backup_state *s = arg;
+
+    backup_drop(s->backup);
+    return 0;
+}
+
+static void co_backup_abort(struct action *a)
+{
+    (void)co_node_call(a->disk, drop_there, a->state);
 }
 
 /* ---- drive-backup ------------------------------------------------------------------------ */
 
-static int co_drive_backup_there(void *arg)
+static int co_drive_prepare_there(void *arg)
 {
-    struct start *s = arg;
-    const struct backup_args *a = s->args;
+    struct action *a = arg;
+    struct backup_state *s = a->state;
+    const struct backup_args *args = a->args;
     struct backup_target_opts o = {
-        .filename = a->target,
-        .format = a->format,
-        .existing = a->has_mode && a->mode == MODE_EXISTING,
+        .filename = args->target,
+        .format = args->format,
+        .existing = args->has_mode && args->mode == MODE_EXISTING,
         .sync = s->opts.sync,
-        .backing_file = a->backing_file,
-        .backing_format = a->backing_fmt,
+        .backing_file = args->backing_file,
+        .backing_format = args->backing_fmt,
     };
-    struct backup_target target;
 
-    s->opts.source = s->source;
+    s->opts.source = a->disk;
     if (!backup_check_bitmap(&s->opts, s->err) ||
-        !co_backup_target_open(s->source, &o, &target, s->err))
+        !co_backup_target_open(a->disk, &o, &s->file, s->err))
         return -EINVAL;
-    s->target = target.node;
-    s->opts.target_is_zero = target.is_zero;
-
-    bool ok = co_start_job(s);
-
-    co_backup_target_done(&target, ok);
-    return ok ? 0 : -EINVAL;
+    s->opts.target_is_zero = s->file.is_zero;
+    if (co_prepare_job(a, s->file.node))
+        return 0;
+    co_backup_target_done(&s->file, false);
+    return -EINVAL;
 }
 
-static bool co_drive_backup(const struct qmp_call *call, const void *args, void *ret,
-                            struct err *err)
+static bool co_drive_prepare(struct action *a, struct err *err)
 {
-    struct start s;
+    if (prepare(a, err) && co_node_call(a->disk, co_drive_prepare_there, a) == 0)
+        return true;
+    node_unref(MOVE(a->disk));
+    return false;
+}
 
-    if (!prepare(call->qmp, args, &s, err))
-        return false;
+static int co_drive_clean_there(void *arg)
+{
+    struct action *a = arg;
+    struct backup_state *s = a->state;
 
-    bool ok = co_node_call(s.source, co_drive_backup_there, &s) == 0;
+    co_backup_target_done(&s->file, a->committed);
+    return 0;
+}
 
-    node_unref(s.source);
-    return ok;
+static void co_drive_clean(struct action *a)
+{
+    (void)co_node_call(a->disk, co_drive_clean_there, a);
 }
 
 /* ---- blockdev-backup ----------------------------------------------------------------------- */
 
-static int co_blockdev_backup_there(void *arg)
+static int co_blockdev_prepare_there(void *arg)
 {
-    struct start *s = arg;
+    struct action *a = arg;
+    struct backup_state *s = a->state;
 
     if (node_loop(s->target) != loop_current()) {
         err_set(s->err, -EAGAIN, "Node '%s' was moved to another thread meanwhile: try again",
                 node_name(s->target));
         return -EAGAIN;
     }
-    return co_start_job(s) ? 0 : -EINVAL;
+    return co_prepare_job(a, s->target) ? 0 : -EINVAL;
 }
 
 /* The target comes to the source, or the source to the target. */
-static bool co_join_loops(struct start *s, struct err *err)
+static bool co_join_loops(struct node *source, struct node *target, struct err *err)
 {
     struct err why;
 
-    if (node_loop(s->target) == node_loop(s->source) ||
-        co_node_move(s->target, node_loop(s->source), &why) ||
-        co_node_move(s->source, node_loop(s->target), NULL))
+    if (node_loop(target) == node_loop(source) ||
+        co_node_move(target, node_loop(source), &why) ||
+        co_node_move(source, node_loop(target), NULL))
         return true;
     return err_set(err, -EBUSY, "Target '%s' cannot be moved to the thread of '%s': %s",
-                   node_name(s->target), node_name(s->source), why.text);
+                   node_name(target), node_name(source), why.text);
+}
+
+static bool co_blockdev_prepare(struct action *a, struct err *err)
+{
+    const struct backup_args *args = a->args;
+    struct backup_state *s = a->state;
+    bool ok = prepare(a, err);
+
+    if (ok) {
+        s->target = node_find(args->target, NULL);
+        ok = s->target || err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'",
+                                  args->target, args->target);
+    }
+    if (ok && co_join_loops(a->disk, s->target, err) &&
+        co_node_call(a->disk, co_blockdev_prepare_there, a) == 0)
+        return true;
+    node_unref(MOVE(s->target));
+    node_unref(MOVE(a->disk));
+    return false;
+}
+
+static void co_blockdev_clean(struct action *a)
+{
+    struct backup_state *s = a->state;
+
+    if (a->committed)
+        json_object_set_new(a->call->qmp->targets, node_name(s->target), json_true());
+    node_unref(MOVE(s->target));
+}
+
+/* ---- the commands ---------------------------------------------------------------------------- */
+
+static const struct schema_type drive_backup_wrapper =
+    ACTION_WRAPPER("DriveBackupWrapper", &drive_backup_args, sizeof(struct backup_args));
+static const struct schema_type blockdev_backup_wrapper =
+    ACTION_WRAPPER("BlockdevBackupWrapper", &blockdev_backup_args, sizeof(struct backup_args));
+
+enum { DRIVE_BACKUP, BLOCKDEV_BACKUP };
+const struct action_ops qmp_backup_actions[] = {
+    [DRIVE_BACKUP] = {
+        .name = "drive-backup", .args = &drive_backup_args, .wrapper = &drive_backup_wrapper,
+        .state_size = sizeof(struct backup_state), .may_group = true,
+        .co_prepare = co_drive_prepare, .cut = backup_cut, .commit = backup_commit,
+        .co_abort = co_backup_abort, .co_clean = co_drive_clean,
+    },
+    [BLOCKDEV_BACKUP] = {
+        .name = "blockdev-backup", .args = &blockdev_backup_args,
+        .wrapper = &blockdev_backup_wrapper,
+        .state_size = sizeof(struct backup_state), .may_group = true,
+        .co_prepare = co_blockdev_prepare, .cut = backup_cut, .commit = backup_commit,
+        .co_abort = co_backup_abort, .co_clean = co_blockdev_clean,
+    },
+    { 0 },
+};
+
+static bool co_drive_backup(const struct qmp_call *call, const void *args, void *ret,
+                            struct err *err)
+{
+    return co_transaction_single(call, &qmp_backup_actions[DRIVE_BACKUP], args, err);
 }
 
 static bool co_blockdev_backup(const struct qmp_call *call, const void *args, void *ret,
                                struct err *err)
 {
-    const struct backup_args *a = args;
-    struct start s;
-
-    if (!prepare(call->qmp, a, &s, err))
-        return false;
-
-    CLEANUP(node_unref) struct node *source = s.source;
-    CLEANUP(node_unref) struct node *target = node_find(a->target, NULL);
-
-    if (!target)
-        return err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", a->target,
-                       a->target);
-    s.target = target;
-    if (!co_join_loops(&s, err) || co_node_call(source, co_blockdev_backup_there, &s) < 0)
-        return false;
-    json_object_set_new(call->qmp->targets, node_name(target), json_true());
-    return true;
+    return co_transaction_single(call, &qmp_backup_actions[BLOCKDEV_BACKUP], args, err);
 }
 
 const struct qmp_command qmp_backup_commands[] = {

@@ -44,6 +44,7 @@ def file(name):
 
 
 RAW = add("raw", node_name="r0", file=file("a.raw"))
+R1 = add("raw", node_name="r1", file=file("t0.raw"))
 SERVER = cmd("nbd-server-start", addr={"type": "unix", "data": {"path": "nbd.sock"}})
 OURS_SAYS_BY_WHOM = "we say by whom it is in use"
 MESSAGES_OF_ANOTHER_PARSER = "the words after 'JSON parse error, ' are our parser's"
@@ -52,6 +53,20 @@ MESSAGES_OF_ANOTHER_PARSER = "the words after 'JSON parse error, ' are our parse
 def backup(**kwargs):
     return cmd("drive-backup", **{"device": "r0", "target": "t.raw", "sync": "full", "job_id": "j",
                                   "format": "raw", **kwargs})
+
+
+def action(kind, **kwargs):
+    return {"type": kind, "data": {k.replace("_", "-"): v for k, v in kwargs.items()}}
+
+
+def backup_action(device, job, **kwargs):
+    return action("drive-backup", **{"device": device, "target": f"{job}.out", "sync": "full",
+                                     "job_id": job, "format": "raw", **kwargs})
+
+
+def transaction(*actions, **properties):
+    more = {"properties": {k.replace("_", "-"): v for k, v in properties.items()}}
+    return cmd("transaction", actions=list(actions), **(more if properties else {}))
 
 
 HELD_JOB = backup(auto_finalize=False, auto_dismiss=False)
@@ -206,6 +221,39 @@ CASES = {
         differs("the reason that we give is not the lock",
                 backup(target="a.raw", mode="existing")),
         cmd("query-jobs"),
+    ],
+    "transactions that cannot be": [
+        RAW, R1,
+        cmd("transaction"), transaction(), transaction(5), transaction({"type": "abort"}),
+        transaction({"data": {}}), transaction(action("abort", x=1)),
+        differs("we give the whole path of an enum's value", transaction(action("nope"))),
+        differs("what we do not have is refused by name",
+                transaction(action("blockdev-snapshot-sync", device="r0"))),
+        differs("we give the whole path of an enum's value",
+                transaction(completion_mode="nope")),
+        cmd("transaction", actions=[], properties={"x": 1}),
+        transaction(action("drive-backup", device="r0")),
+        transaction(action("abort")), transaction(action("abort"), completion_mode="grouped"),
+        transaction(backup_action("r0", "j"), action("abort")),
+        transaction(backup_action("r0", "j"), backup_action("nope", "k")),
+        differs("we give the whole path of an enum's value",
+                transaction(backup_action("r0", "j"), backup_action("r1", "k", sync="nope"))),
+        transaction(backup_action("r0", "j"), backup_action("r1", "k", target="no/dir")),
+        differs("we look at ids before targets",
+                transaction(backup_action("r0", "j"), backup_action("r1", "j"))),
+        differs("we say which file it is",
+                transaction(backup_action("r0", "j"), backup_action("r1", "k", target="j.out"))),
+        cmd("query-jobs"),
+    ],
+    "a transaction whose jobs end together": [
+        RAW, R1,
+        transaction(backup_action("r0", "j", auto_finalize=False), backup_action("r1", "k"),
+                    completion_mode="grouped"),
+        "wait pending", cmd("query-jobs"), cmd("query-block-jobs"),
+        cmd("job-dismiss", id="k"), cmd("job-finalize", id="k"), "wait null", cmd("query-jobs"),
+        transaction(backup_action("r0", "j", auto_finalize=False), backup_action("r1", "k"),
+                    completion_mode="grouped"),
+        "wait pending", cmd("job-cancel", id="k"), "wait null", cmd("query-jobs"),
     ],
     "blockdev-backup that cannot be": [
         RAW, add("raw", node_name="t0", file=file("t0.raw")),
