@@ -8,9 +8,10 @@
 #   kill      kill -9 at a random moment of writes and a backup, and what is found then
 #   faults    targets, sources and scratch that fail
 #   fuzz      libFuzzer on every parser, where clang is installed (in build-fuzz)
-# Seeds begin at STILLPOINT_TORTURE_SEED, or at the time. Something that fails does not end
-# the run: its output is kept, and the last line and the status tell. That output names the
-# seed, and the variable above set to it runs the same again.
+# Seeds begin at STILLPOINT_TORTURE_SEED, or at the time; each round has new ones. Something
+# that fails does not end the run: its output is kept, and the last lines and the status
+# tell. That output names the seed, and the variable above set to it runs the same again.
+# At the end of the time what runs is cut off; what it had done by then counts.
 set -u
 cd "$(dirname "$0")/.." || exit
 build=${1:?usage: torture.sh BUILD}
@@ -25,7 +26,24 @@ export STILLPOINT PYTHONDONTWRITEBYTECODE=1
 
 left() { echo $((end - $(date +%s))); }
 
-rounds=0 failures=0
+# LOG: what was done, one line of "COUNT THING" each, from what the programs print.
+tally() {
+    <"$1" tr -d '\r' | awk '
+        function add(n, what) {
+            if (n > 0 && !(what in sum))
+                order[++kinds] = what
+            sum[what] += n
+        }
+        /^tally [0-9]+ / { n = $2; sub(/^tally [0-9]+ /, ""); add(n, $0) }
+        /^seeds [0-9]+\.\.[0-9]+: / { add($3 + 0, "backups in one process") }
+        /^stat::number_of_executed_units: / { add($2, "inputs of fuzzers") }
+        /^[0-9]+ passed/ { add($1, "tests beside real peers") }
+        END { for (i = 1; i <= kinds; i++) print sum[order[i]], order[i] }'
+}
+
+in_one_line() { tally "$1" | paste -s -d, | sed 's/,/, /g'; }
+
+rounds=0 failures=0 cut_off=0
 # NAME COMMAND...: run it, cut off at the end of the time; its output is kept if it fails.
 step() {
     name=$1; shift
@@ -33,16 +51,21 @@ step() {
     log=$logs/$name-$seed.log
     timeout -s INT -k 60 "$(left)" "$@" >"$log" 2>&1
     status=$?
-    if [ $status -eq 0 ]; then
-        echo "$name, seed $seed: $(tail -n 1 "$log")"
-        rm "$log"
-    elif [ "$(left)" -gt 0 ]; then
-        failures=$((failures + 1))
-        echo "$name, seed $seed: FAILED, see $log"
-        grep -E '^(E  |FAILED|.*seed)' "$log" | tail -n 5
-    else
-        rm "$log"        # there was no time for it any more
-    fi
+    tally "$log" | sed 's/^/tally /' >>"$logs/tally"
+    done=$(in_one_line "$log")
+    case $status in
+    0)  echo "$name, seed $seed: ${done:-$(tail -n 1 "$log")}"
+        rm "$log" ;;
+    77) echo "$name: skipped"
+        rm "$log" ;;
+    124)
+        echo "$name, seed $seed: cut off after ${done:-nothing that counts}"
+        cut_off=$((cut_off + 1))
+        rm "$log" ;;
+    *)  failures=$((failures + 1))
+        echo "$name, seed $seed: FAILED ($status), see $log"
+        grep -E '^(E  |FAILED|ERROR|.*seed)' "$log" | tail -n 5 ;;
+    esac
 }
 
 behaviour() {       # NAME SEEDS PYTEST-OPTIONS...
@@ -73,11 +96,13 @@ fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
     mkdir -p "build-fuzz/corpus/$1" build-fuzz/found
     step "fuzz-$1" env ASAN_OPTIONS=quarantine_size_mb=32 \
         "build-fuzz/tests/fuzz/hunt-$(echo "$1" | tr _ -)" -seed="$seed" \
-        -max_total_time=20 -timeout=30 -rss_limit_mb=512 -artifact_prefix="build-fuzz/found/$1-" \
+        -max_total_time=20 -print_final_stats=1 -timeout=30 -rss_limit_mb=512 \
+        -artifact_prefix="build-fuzz/found/$1-" \
         "build-fuzz/corpus/$1" "tests/fuzz/corpus/$1"
 }
 
 mkdir -p "$logs"
+: >"$logs/tally"
 qcow2="random powercut crash mutated model pack snapshot bitmaps check resize"
 ninja -C "$build" stillpoint tests/model/model_backup \
     $(printf 'tests/unit/qcow2/test-qcow2-%s ' $qcow2) >"$logs/build.log" || exit 1
@@ -88,7 +113,7 @@ while [ "$(left)" -gt 0 ]; do
             --seeds "$seed..$((seed + 1000000))"
     done
     for name in $qcow2; do
-        case $name in random) n=50 ;; powercut) n=8 ;; mutated) n=300 ;; *) n=2 ;; esac
+        case $name in random) n=100 ;; powercut) n=20 ;; mutated) n=300 ;; *) n=2 ;; esac
         for engine in uring pool; do
             step "qcow2-$name-$engine" env STILLPOINT_SEED="$seed" STILLPOINT_ROUNDS=$n \
                 "$build/tests/unit/qcow2/test-qcow2-$name" $engine
@@ -102,7 +127,11 @@ while [ "$(left)" -gt 0 ]; do
     for name in $hunters; do
         fuzz "$name"
     done
-    rounds=$((rounds + 1)) seed=$((seed + 1000000))
+    [ "$(left)" -gt 0 ] && rounds=$((rounds + 1))
+    seed=$((seed + 1000000))
 done
-echo "torture: $rounds rounds in $((($(date +%s) - start) / 60)) minutes, $failures failed"
-[ "$failures" -eq 0 ]
+all=$(in_one_line "$logs/tally")
+took=$((($(date +%s) - start) / 60))
+echo "torture: ${all:-nothing was done}; $rounds whole rounds in $took minutes," \
+    "$cut_off steps cut off, $failures failed"
+[ "$failures" -eq 0 ] && [ "$all" ]

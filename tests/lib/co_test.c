@@ -126,6 +126,12 @@ uint64_t test_seed(uint64_t fallback)
     return seed;
 }
 
+void test_tally(size_t n, const char *what)
+{
+    print_message("tally %zu %s\n", n, what);
+    fflush(stdout);
+}
+
 static json_t *parse(const char *fmt, va_list ap)
 {
     CLEANUP(free) char *text = xvasprintf(fmt, ap);

@@ -46,6 +46,10 @@ uint64_t test_random(uint64_t *seed, uint64_t n);
  * that a failure can be repeated. */
 uint64_t test_seed(uint64_t fallback);
 
+/* What a run over seeds has done so far, for tools/torture.sh, which adds it up: a line
+ * "tally 1 lives". Printed when it is done, so that a run that is cut off counts, too. */
+void test_tally(size_t n, const char *what);
+
 /* Parse JSON written with ' for ". New reference; fails the test if it is bad. */
 json_t *test_json(const char *fmt, ...) PRINTF_LIKE(1, 2);
 

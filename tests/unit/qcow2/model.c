@@ -81,8 +81,8 @@ static void co_write(uint64_t off, uint64_t len)
     struct iovec iov[3];
     uint64_t cut = len / (uint64_t)niov;
 
-    for (uint64_t i = 0; i < len; i++)
-        data[i] = (unsigned char)(m->next_byte + i / 512);
+    for (uint64_t i = 0; i < len; i += 512)
+        memset(data + i, (unsigned char)(m->next_byte + i / 512), MIN(512ULL, len - i));
     m->next_byte++;
     for (int i = 0; i < niov; i++)
         iov[i] = (struct iovec){ data + (uint64_t)i * cut,
@@ -114,6 +114,8 @@ static void co_write_compressed(uint64_t off, uint64_t len)
 
 static void compare(const unsigned char *got, uint64_t off, uint64_t len, const char *when)
 {
+    if (memcmp(got, m->shadow + off, len) == 0)
+        return;
     for (uint64_t i = 0; i < len; i++) {
         if (got[i] != m->shadow[off + i])
             fail_msg("%s: byte %" PRIu64 " is %d, not %d (%s)", m->shape->name, off + i, got[i],

@@ -3,6 +3,7 @@
  * What qcow2_test.h declares.
  */
 #include "qcow2_test.h"
+#include "drivers/qcow2/check.h"
 #include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -76,6 +77,22 @@ void expect_clean(const char *image, bool leaks)
     /* qemu-img(1): 3 is "leaked clusters, but is not corrupted". */
     if (r != 0 && !(leaks && r == 3))
         fail_msg("qemu-img check %s ended with %d:\n%s", image, r, output);
+}
+
+void co_expect_clean_here(const char *image)
+{
+    struct node *file = co_test_open("{'driver': 'file', 'read-only': true, 'filename': '%s'}",
+                                     work_path(image));
+    struct qcow2_check_opts o = { .repair = QCOW2_REPAIR_NONE };
+    struct qcow2_check_result found;
+    struct err err = ERR_INIT;
+
+    if (!co_qcow2_check(file, &o, &found, &err))
+        fail_msg("%s: %s", image, err.text);
+    if (found.corruptions || found.check_errors || found.leaks)
+        fail_msg("%s has %" PRIu64 " errors and %" PRIu64 " leaks", image,
+                 found.corruptions + found.check_errors, found.leaks);
+    co_node_unref(file);
 }
 
 void expect_same(const char *image, const char *raw)

@@ -143,6 +143,8 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
     }
     record_done(&r);
     model_done(&m);
+    test_tally(TRIALS, "power cuts");
+    test_tally(1, "images that were cut");
 }
 
 CO_TEST(a_power_cut_leaks_clusters_at_worst)

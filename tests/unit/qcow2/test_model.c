@@ -121,6 +121,7 @@ CO_TEST(images_of_every_shape_behave_like_arrays_of_bytes)
                 continue;
             alarm(120);
             co_run_shape(&shapes[i], seed + (uint64_t)round);
+            test_tally(1, "lives");
         }
     }
 }

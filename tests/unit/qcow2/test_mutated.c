@@ -145,8 +145,11 @@ CO_TEST(no_image_does_harm)
             mutate(&seed, size);
             opened += co_use(&m, test_random(&seed, UINT64_MAX));
             tried++;
+            if (tried % 100 == 0)
+                test_tally(100, "spoilt images");
         }
     }
+    test_tally(tried % 100, "spoilt images");
     assert_true(opened * 3 > tried);       /* else most of this tested nothing */
     model_done(&m);
 }

@@ -54,7 +54,7 @@ struct run {
     int n_snapshots;
     uint64_t granularity;        /* of bitmap "since", which is of phase 0; 0: there is none */
     struct record record;
-    size_t cut;
+    size_t cut, n_cuts;
 };
 
 static uint64_t below(struct run *r, uint64_t n)
@@ -315,6 +315,7 @@ static void co_cut(struct run *r, size_t cut)
 {
     alarm(120);
     r->cut = cut;
+    r->n_cuts++;
     /* The data file keeps all of it. */
     if (r->shape.shape.data_file)
         copy_file("end.data", "model.qcow2.data");
@@ -409,6 +410,8 @@ static void co_run(uint64_t seed, bool more)
         free(r.snapshots[i].bytes);
     record_done(&r.record);
     model_done(&r.m);
+    test_tally(r.n_cuts, "power cuts");
+    test_tally(1, "images that were cut");
 }
 
 CO_TEST(nothing_flushed_is_lost_wherever_the_power_goes)
