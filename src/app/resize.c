@@ -62,6 +62,15 @@ static bool settle_size(struct resize_command *c, bool qcow2)
     return true;
 }
 
+static bool co_keep_bitmaps(struct resize_command *c, struct node *n)
+{
+    if (!co_bitmaps_keep(n, true, &c->bitmaps, &c->err))
+        return false;
+    return c->after || !c->bitmaps.n ||
+           err_set(&c->err, -EINVAL, "'%s' has dirty bitmaps, and a disk without bytes cannot: "
+                   "remove them first", c->name);
+}
+
 /* ---- doing it -------------------------------------------------------------- */
 
 static bool co_change(struct resize_command *c, struct node *n)
@@ -76,6 +85,16 @@ static bool co_change(struct resize_command *c, struct node *n)
     /* Not what was asked for: as it was before. */
     c->left_larger = !co_node_resize(n, c->before, NULL);
     return false;
+}
+
+static bool co_put_back(struct resize_command *c, struct node *n, struct err *err)
+{
+    int r = co_node_flush(n);
+
+    if (r < 0)
+        return err_errno(err, r, "Cannot flush '%s'", c->name);
+    return bitmaps_resize(&c->bitmaps, c->before, node_size(n), err) &&
+           co_bitmaps_put_back(n, &c->bitmaps, err);
 }
 
 static int co_resize(void *arg)
@@ -94,14 +113,13 @@ static int co_resize(void *arg)
         return c->err.code;
     c->before = node_size(n);
 
-    bool ok = settle_size(c, qcow2) && co_bitmaps_keep(n, true, &c->bitmaps, &c->err) &&
-              co_change(c, n);
-    int r = ok ? co_node_flush(n) : 0;
+    bool kept = settle_size(c, qcow2) && co_keep_bitmaps(c, n);
+    bool ok = kept && co_change(c, n);
+    struct err ignored = ERR_INIT;
 
-    if (r < 0)
-        ok = err_errno(&c->err, r, "Cannot flush '%s'", c->name);
-    ok = ok && bitmaps_resize(&c->bitmaps, c->before, c->after, &c->err) &&
-         co_bitmaps_put_back(n, &c->bitmaps, &c->err);
+    /* Whatever size the disk has now: bitmaps of it are as good as they were. */
+    if (kept && !co_put_back(c, n, ok ? &c->err : &ignored))
+        ok = false;
     bitmaps_done(&c->bitmaps);
     co_node_unref(n);
     return ok ? 0 : c->err.code;

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """resize, with qemu-img as the judge."""
 import os
+import resource
+import signal
+import subprocess
 
 import pytest
 from cli import MiB, fails, held_open, info_of, make_image
-from stillpoint import qemu_img, run, stillpoint
+from stillpoint import BINARY, qemu_img, run, stillpoint
 
 
 @pytest.fixture(params=["raw", "qcow2"])
@@ -100,6 +103,35 @@ def test_grow_a_qcow2_image_with_its_clusters(how, extended, tmp_path):
         b"\5" * 65536 + bytes(3 * MiB) + b"\5" * (MiB - 65536) + bytes(5 * MiB + 512)
     if how != "metadata":
         assert info_of(image)["actual-size"] >= 6 * MiB
+
+
+def test_bitmaps_stay_when_the_space_is_not_to_be_had(tmp_path):
+    """The disk is as it was then, and so are they."""
+    image = make_image(tmp_path / "a.qcow2", 4 * MiB, writes=["write -P 5 0 1M"])
+    qemu_img("bitmap", "--add", image, "b")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 6 0 64k", image)
+
+    def no_long_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16 * MiB, 16 * MiB))
+
+    r = subprocess.run([BINARY, "resize", "--preallocation", "full", image, "+100M"], text=True,
+                       capture_output=True, preexec_fn=no_long_files, restore_signals=False)
+    assert r.returncode == 1, r
+    assert size_of(image) == 4 * MiB
+    bitmaps = info_of(image)["format-specific"]["data"]["bitmaps"]
+    assert [(b["name"], b["flags"]) for b in bitmaps] == [("b", ["auto"])]
+    qemu_img("check", image)
+
+
+def test_a_disk_without_bytes_has_no_bitmaps(tmp_path):
+    image = make_image(tmp_path / "a.qcow2", 4 * MiB)
+    qemu_img("bitmap", "--add", image, "b")
+    assert "a disk without bytes cannot" in fails("resize", "--shrink", image, "0")
+    assert size_of(image) == 4 * MiB
+    qemu_img("bitmap", "--remove", image, "b")
+    stillpoint("resize", "--shrink", image, "0")
+    assert size_of(image) == 0
 
 
 def test_growing_with_clusters_over_a_backing_file(chain):

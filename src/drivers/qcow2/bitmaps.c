@@ -21,25 +21,24 @@ static bool is_valid(const struct qcow2 *s)
 
 /* ---- the directory ------------------------------------------------------- */
 
-int qcow2_guard_bitmaps(struct qcow2 *s)
+int qcow2_guard_bitmaps(const struct qcow2 *s, const struct qcow2_bitmap_dir *d, uint64_t dir_off,
+                        struct qcow2_metaset *ret)
 {
-    const struct qcow2_bitmap_dir *d = &s->bitmaps;
     unsigned bits = s->geo.cluster_bits;
     uint64_t left = LIMIT_QCOW2_BITMAP_TABLE_ENTRIES;   /* clusters */
     int r = 0;
 
-    qcow2_metaset_done(&s->bitmap_meta);
-    s->bitmap_meta = (struct qcow2_metaset){ 0 };
+    *ret = (struct qcow2_metaset){ 0 };
     if (!d->n)
         return 0;
-    r = qcow2_metaset_init(&s->bitmap_meta, 64);
+    r = qcow2_metaset_init(ret, 64);
     for (uint64_t i = 0; r == 0 && i < div_round_up(d->bytes, s->cluster_size); i++)
-        r = qcow2_metaset_add(&s->bitmap_meta, (s->header.bitmaps.dir_off >> bits) + i);
+        r = qcow2_metaset_add(ret, (dir_off >> bits) + i);
     for (uint32_t k = 0; r == 0 && k < d->n; k++) {
         uint64_t n = div_round_up(d->v[k].table_entries * 8ULL, s->cluster_size);
 
         for (uint64_t i = 0; r == 0 && left && i < n; i++, left--)
-            r = qcow2_metaset_add(&s->bitmap_meta, (d->v[k].table_off >> bits) + i);
+            r = qcow2_metaset_add(ret, (d->v[k].table_off >> bits) + i);
     }
     return r;
 }
@@ -63,7 +62,7 @@ bool co_qcow2_load_bitmaps(struct qcow2 *s, struct err *err)
         return err_errno(err, r, "could not read the bitmap directory");
     if (!qcow2_bitmap_dir_parse(&s->geo, buf, x->dir_bytes, x->n, &s->bitmaps, err))
         return false;
-    r = s->node->read_only ? 0 : qcow2_guard_bitmaps(s);
+    r = s->node->read_only ? 0 : qcow2_guard_bitmaps(s, &s->bitmaps, x->dir_off, &s->bitmap_meta);
     return r == 0 || err_errno(err, r, "could not open the image");
 }
 
@@ -136,9 +135,14 @@ int co_qcow2_bitmaps_mark(struct qcow2 *s, bool all)
 
 int co_qcow2_bitmaps_outdate(struct qcow2 *s)
 {
-    int r = co_qcow2_bitmaps_mark(s, true);
+    int r;
 
-    return r == 0 && s->bitmaps.n ? co_qcow2_flush_file(s) : r;
+    co_mutex_lock(&s->bitmaps_lock);
+    r = co_qcow2_bitmaps_mark(s, true);
+    if (r == 0 && s->bitmaps.n)
+        r = co_qcow2_flush_file(s);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return r;
 }
 
 int co_qcow2_drop_stale_bitmaps(struct qcow2 *s)
@@ -194,7 +198,8 @@ static int co_load_bits(struct qcow2 *s, const struct qcow2_bitmap_entry *e, str
     return r;
 }
 
-bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret, struct err *err)
+/* Under bitmaps_lock. */
+static bool co_load_one(struct node *n, const char *name, struct bitmap **ret, struct err *err)
 {
     struct qcow2 *s = n->state;
     const struct qcow2_bitmap_entry *e;
@@ -202,7 +207,6 @@ bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret,
     uint64_t bits;
     int r;
 
-    assert(n->drv == &qcow2_driver);
     e = qcow2_bitmap_dir_find(&s->bitmaps, name);
     if (!e)
         return err_set(err, -ENOENT, "the image has no bitmap '%s'", name);
@@ -228,4 +232,16 @@ bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret,
         return err_errno(err, r, "could not read bitmap '%s'", name);
     *ret = MOVE(bm);
     return true;
+}
+
+bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret, struct err *err)
+{
+    struct qcow2 *s = n->state;
+    bool ok;
+
+    assert(n->drv == &qcow2_driver);
+    co_mutex_lock(&s->bitmaps_lock);
+    ok = co_load_one(n, name, ret, err);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return ok;
 }

@@ -5,8 +5,10 @@
  * them (I-Q12); then what was replaced is given up.
  *
  * The extension's 24 bytes are changed in place where they lie in one sector. Else
- * the header is rewritten without the autoclear bit meanwhile, so that a crash leaves
- * no bitmaps rather than wrong ones.
+ * the header is rewritten, which is one write to its first sector, too (I-Q14).
+ *
+ * All of it happens under bitmaps_lock, for which a write that would have to mark
+ * bitmaps waits, and resize_lock: bitmaps are of the disk's size.
  */
 #include "base/limits.h"
 #include "base/mem.h"
@@ -23,6 +25,8 @@ struct change {
     struct qcow2 *s;
     uint8_t *dir;                        /* as it will be */
     struct qcow2_bitmap_ext ext;
+    struct qcow2_bitmap_dir parsed;      /* the same, and its clusters */
+    struct qcow2_metaset meta;
     const struct qcow2_bitmap_put *puts;
     size_t n_puts;
     const char *removed;                 /* NULL: none */
@@ -103,7 +107,7 @@ static int co_store_one(struct change *c, const struct qcow2_bitmap_put *put,
     unsigned bits = (unsigned)__builtin_ctzll(put->granularity);
     uint64_t n = qcow2_bitmap_table_entries(&s->geo, qcow2_bitmap_bits(s->node->size, bits));
     uint64_t per_cluster = s->cluster_size * 8, v;
-    CLEANUP(free) uint8_t *table = calloc(MAX(n, 1ULL), 8);
+    CLEANUP(free) uint8_t *table = calloc(n, 8);
     CLEANUP(free) void *buf = try_alloc_aligned(s->cluster_size);
     int r = table && buf ? 0 : -ENOMEM;
 
@@ -115,9 +119,9 @@ static int co_store_one(struct change *c, const struct qcow2_bitmap_put *put,
         r = co_store_cluster(c, put->bits, i * per_cluster, per_cluster, buf, &v);
         qcow2_entry_set(table, i, v);
     }
-    if (r == 0 && n)
+    if (r == 0)
         r = co_take(c, n * 8, &ret->table_off);
-    if (r == 0 && n)
+    if (r == 0)
         r = co_qcow2_meta_write(s, ret->table_off, n * 8, table);
     return r;
 }
@@ -188,7 +192,6 @@ static bool co_switch(struct change *c, struct err *err)
     struct qcow2 *s = c->s;
     uint8_t data[QCOW2_BITMAP_EXT_BYTES];
     struct qcow2_extension x = { .type = QCOW2_EXT_BITMAPS };
-    struct qcow2_header_change clear = { .autoclear_clear = QCOW2_AUTOCLEAR_BITMAPS };
     struct qcow2_header_change change = { .extensions = &x, .n_extensions = 1 };
     uint32_t at = s->header.bitmaps.at;
     bool valid = s->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS;
@@ -201,15 +204,9 @@ static bool co_switch(struct change *c, struct err *err)
         if (valid && at && at / SECTOR == (at + sizeof(data) - 1) / SECTOR)
             return co_switch_in_place(c, data, err);
     }
-    if (valid && !co_qcow2_rewrite_header(s, &clear, err))
-        return false;
-    if (co_qcow2_rewrite_header(s, &change, err))
-        return true;
-    /* There was no room for it: the old ones are still there. */
-    clear = (struct qcow2_header_change){ .autoclear_set = QCOW2_AUTOCLEAR_BITMAPS };
-    if (valid && s->write_ready)
-        (void)!co_qcow2_rewrite_header(s, &clear, NULL);
-    return false;
+    if (!c->ext.n)
+        change.autoclear_clear = QCOW2_AUTOCLEAR_BITMAPS;
+    return co_qcow2_rewrite_header(s, &change, err);
 }
 
 /* ---- the whole ----------------------------------------------------------- */
@@ -244,18 +241,34 @@ static void co_drop_replaced(struct change *c, const struct qcow2_bitmap_dir *d,
                             (uint32_t)div_round_up(ext->dir_bytes, s->cluster_size), false);
 }
 
-/* Take over the directory that is in the file now. */
-static bool take_dir(struct change *c, struct err *err)
+/* Nothing may fail behind the switch: a directory that is not known would not be marked
+ * when the disk is written to. */
+static bool parse_new(struct change *c, struct err *err)
 {
-    struct qcow2 *s = c->s;
-    struct qcow2_bitmap_dir d = { 0 };
     int r;
 
-    if (c->ext.n && !qcow2_bitmap_dir_parse(&s->geo, c->dir, c->ext.dir_bytes, c->ext.n, &d, err))
+    if (c->ext.n && !qcow2_bitmap_dir_parse(&c->s->geo, c->dir, c->ext.dir_bytes, c->ext.n,
+                                            &c->parsed, err))
         return false;
-    s->bitmaps = d;
-    r = qcow2_guard_bitmaps(s);
-    return r == 0 || err_errno(err, r, "could not read the bitmap directory");
+    r = qcow2_guard_bitmaps(c->s, &c->parsed, c->ext.dir_off, &c->meta);
+    return r == 0 || err_errno(err, r, "could not note where the bitmaps are");
+}
+
+/* I-Q12: all of it, and its refcounts, before the header names it. */
+static bool co_prepare(struct change *c, struct err *err)
+{
+    struct qcow2 *s = c->s;
+    int r = co_write_dir(c);
+
+    if (r == 0)
+        r = co_qcow2_sync(s);
+    if (r == 0)
+        r = co_qcow2_store_refcounts(s);
+    if (r == 0)
+        r = co_qcow2_flush_file(s);
+    if (r < 0)
+        return err_errno(err, r, "could not write the bitmaps");
+    return parse_new(c, err);
 }
 
 static bool co_apply(struct change *c, struct err *err)
@@ -263,48 +276,22 @@ static bool co_apply(struct change *c, struct err *err)
     struct qcow2 *s = c->s;
     struct qcow2_bitmap_dir old = s->bitmaps;
     struct qcow2_bitmap_ext old_ext = s->header.bitmaps;
-    int r = co_write_dir(c);
-    bool ok;
+    int r;
 
-    /* I-Q12: all of it, and its refcounts, before the header names it. */
-    if (r == 0)
-        r = co_qcow2_sync(s);
-    if (r == 0)
-        r = co_qcow2_store_refcounts(s);
-    if (r == 0)
-        r = co_qcow2_flush_file(s);
-    if (r < 0) {
-        co_give_back(c);
-        return err_errno(err, r, "could not write the bitmaps");
-    }
-    if (!co_switch(c, err)) {
+    s->outdated = false;                 /* by the next write they will be */
+    if (!co_prepare(c, err) || !co_switch(c, err)) {
         co_give_back(c);
         return false;
     }
-    s->outdated = false;                 /* by the next write they will be */
-    ok = take_dir(c, err);
-    if (!ok)
-        s->bitmaps = (struct qcow2_bitmap_dir){ 0 };
+    s->bitmaps = c->parsed;
+    c->parsed = old;
+    qcow2_metaset_done(&s->bitmap_meta);
+    s->bitmap_meta = c->meta;
+    c->meta = (struct qcow2_metaset){ 0 };
     co_drop_replaced(c, &old, &old_ext);
-    qcow2_bitmap_dir_done(&old);
     r = co_qcow2_sync(s);
     (void)r;                             /* at worst the old ones leak */
-    return ok;
-}
-
-static bool co_change(struct node *n, struct change *c, struct err *err)
-{
-    int r;
-    bool ok;
-
-    c->s = n->state;
-    r = co_qcow2_begin_metadata(c->s);
-    if (r < 0)
-        return err_errno(err, r, "could not write to the image");
-    ok = co_apply(c, err);
-    free(c->dir);
-    free(c->taken.v);
-    return ok;
+    return true;
 }
 
 static bool check_node(struct node *n, struct err *err)
@@ -329,12 +316,54 @@ static bool check_put(struct node *n, const struct qcow2_bitmap_put *put, struct
         put->granularity > 1ULL << QCOW2_BITMAP_MAX_GRANULARITY_BITS)
         return err_set(err, -EINVAL, "the granularity of a bitmap must be a power of two from 512 "
                        "bytes to 2 GiB");
+    /* QEMU opens no image with a table that has no entries, and uses no other for it. */
+    if (!n->size)
+        return err_set(err, -EINVAL, "a disk without bytes cannot have bitmaps that are stored");
     bits = div_round_up(n->size, put->granularity);
     if (bits > LIMIT_QCOW2_BITMAP_BYTES * 8)
         return err_set(err, -EFBIG, "bitmap '%s' is too large to be stored: use a larger "
                        "granularity", put->name);
-    assert(!put->bits || bitmap_size(put->bits) == bits);
+    if (put->bits && bitmap_size(put->bits) != bits)
+        return err_set(err, -EINVAL, "bitmap '%s' is not of the disk's size", put->name);
     return true;
+}
+
+/* Under the locks. */
+static bool co_change_alone(struct node *n, struct change *c, struct err *err)
+{
+    int r;
+    bool ok;
+
+    for (size_t i = 0; i < c->n_puts; i++) {
+        if (!check_put(n, &c->puts[i], err))
+            return false;
+    }
+    if (c->removed && !qcow2_bitmap_dir_find(&c->s->bitmaps, c->removed))
+        return err_set(err, -ENOENT, "the image has no bitmap '%s'", c->removed);
+    r = co_qcow2_begin_metadata(c->s);
+    if (r < 0)
+        return err_errno(err, r, "could not write to the image");
+    ok = co_apply(c, err);
+    qcow2_bitmap_dir_done(&c->parsed);
+    qcow2_metaset_done(&c->meta);
+    free(c->dir);
+    free(c->taken.v);
+    return ok;
+}
+
+static bool co_change(struct node *n, struct change *c, struct err *err)
+{
+    struct qcow2 *s = c->s = n->state;
+    bool ok;
+
+    if (!check_node(n, err))
+        return false;
+    co_mutex_lock(&s->resize_lock);
+    co_mutex_lock(&s->bitmaps_lock);
+    ok = co_change_alone(n, c, err);
+    co_mutex_unlock(&s->bitmaps_lock);
+    co_mutex_unlock(&s->resize_lock);
+    return ok;
 }
 
 bool co_qcow2_bitmaps_store(struct node *n, const struct qcow2_bitmap_put *v, size_t count,
@@ -342,12 +371,6 @@ bool co_qcow2_bitmaps_store(struct node *n, const struct qcow2_bitmap_put *v, si
 {
     struct change c = { .puts = v, .n_puts = count };
 
-    if (!check_node(n, err))
-        return false;
-    for (size_t i = 0; i < count; i++) {
-        if (!check_put(n, &v[i], err))
-            return false;
-    }
     return co_change(n, &c, err);
 }
 
@@ -355,9 +378,5 @@ bool co_qcow2_bitmap_remove(struct node *n, const char *name, struct err *err)
 {
     struct change c = { .removed = name };
 
-    if (!check_node(n, err))
-        return false;
-    if (!qcow2_bitmap_dir_find(&((struct qcow2 *)n->state)->bitmaps, name))
-        return err_set(err, -ENOENT, "the image has no bitmap '%s'", name);
     return co_change(n, &c, err);
 }

@@ -205,12 +205,30 @@ static int co_load(struct qcow2_cache *c, struct entry *e)
     return 0;
 }
 
+static void drop_one(struct qcow2_cache *c, struct entry *e)
+{
+    unhash(c, e);
+    if (e->dirty) {
+        e->dirty = false;
+        c->n_dirty--;
+        list_del(&e->lru);
+    }
+    if (e->loading || e->frozen)
+        e->dropped = true;          /* whoever is at it frees it */
+    else
+        forget(c, e);
+}
+
 /* Get @off in; @zero: without asking the file. */
 static int co_bring_in(struct qcow2_cache *c, uint64_t off, bool zero, const void **ret)
 {
     for (;;) {
         struct entry *e = lookup(c, off);
 
+        if (e && zero) {
+            drop_one(c, e);             /* of another time */
+            e = NULL;
+        }
         if (e && !e->loading) {
             touch(c, e);
             *ret = e->data;
@@ -285,20 +303,6 @@ int qcow2_cache_modify(struct qcow2_cache *c, uint64_t off, void **ret)
     return 0;
 }
 
-static void drop_one(struct qcow2_cache *c, struct entry *e)
-{
-    unhash(c, e);
-    if (e->dirty) {
-        e->dirty = false;
-        c->n_dirty--;
-        list_del(&e->lru);
-    }
-    if (e->loading || e->frozen)
-        e->dropped = true;          /* whoever is at it frees it */
-    else
-        forget(c, e);
-}
-
 void qcow2_cache_drop(struct qcow2_cache *c, uint64_t off, uint64_t len)
 {
     for (uint64_t at = off; at < off + len; at += c->slice_bytes) {
@@ -307,6 +311,17 @@ void qcow2_cache_drop(struct qcow2_cache *c, uint64_t off, uint64_t len)
         if (e)
             drop_one(c, e);
     }
+}
+
+bool qcow2_cache_has_dirty(const struct qcow2_cache *c, uint64_t off, uint64_t len)
+{
+    for (uint64_t at = off; at < off + len; at += c->slice_bytes) {
+        const struct entry *e = lookup(c, at);
+
+        if (e && (e->dirty || e->frozen))
+            return true;
+    }
+    return false;
 }
 
 /* ---- writing back -------------------------------------------------------- */

@@ -52,7 +52,7 @@ const void *qcow2_cache_find(struct qcow2_cache *c, uint64_t off);
 MUST_CHECK int co_qcow2_cache_get(struct qcow2_cache *c, uint64_t off, const void **ret);
 
 /* Put in a slice of zeros, clean: the caller knows that the file has zeros there
- * or that what it has does not count. One that is there already is kept. */
+ * or that what it has does not count. Nor does what the cache has of it. */
 MUST_CHECK int co_qcow2_cache_put_zero(struct qcow2_cache *c, uint64_t off);
 
 /* The bytes of a slice that is there, for changing; it is dirty from now on. Does
@@ -62,6 +62,8 @@ MUST_CHECK int qcow2_cache_modify(struct qcow2_cache *c, uint64_t off, void **re
 /* Forget all slices in [off, off+len), dirty ones too: the range is not metadata
  * any more, or not yet. None of them is frozen, unless it is clean beside. */
 void qcow2_cache_drop(struct qcow2_cache *c, uint64_t off, uint64_t len);
+/* Whether any slice of the range is changed and not written yet. */
+bool qcow2_cache_has_dirty(const struct qcow2_cache *c, uint64_t off, uint64_t len);
 
 /* ---- writing back -------------------------------------------------------- */
 

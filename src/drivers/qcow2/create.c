@@ -141,18 +141,19 @@ static bool fill_data_file(const struct qcow2_create_opts *o, struct qcow2_heade
  * clusters of 512 bytes with a long name of the backing file have none. */
 static bool fill_cluster(const struct qcow2_header *h, void *buf, struct err *err)
 {
-    size_t cluster = (size_t)1 << h->cluster_bits, bytes;
-    CLEANUP(free) void *plain = malloc(cluster);
+    size_t cluster = (size_t)1 << h->cluster_bits;
+    CLEANUP(free) void *plain = malloc(cluster), *between = malloc(cluster);
+    struct qcow2_header_steps steps = { .between = between, .buf = buf };
     uint8_t names[QCOW2_FEATURE_NAMES_BYTES];
     struct qcow2_extension e = { QCOW2_EXT_FEATURE_NAMES, sizeof(names), names };
     struct qcow2_header_change c = { .extensions = &e, .n_extensions = h->version >= 3 };
 
-    if (!plain)
+    if (!plain || !between)
         return err_set(err, -ENOMEM, "Out of memory");
     qcow2_feature_names(names);
     if (!qcow2_header_write(h, plain, err))
         return false;
-    if (!qcow2_header_rebuild(plain, cluster, &c, buf, &bytes, NULL))
+    if (!qcow2_header_rebuild(plain, cluster, &c, &steps, NULL))
         memcpy(buf, plain, cluster);
     return true;
 }

@@ -51,12 +51,26 @@ void qcow2_feature_names(uint8_t buf[QCOW2_FEATURE_NAMES_BYTES])
     }
 }
 
-/* ---- rebuilding ---------------------------------------------------------------- */
+/* ---- rebuilding ----------------------------------------------------------------
+ *
+ * I-Q14: the new first sector is written last, and until it is there the old one
+ * counts, with whatever it names behind itself: the rest of the list of extensions,
+ * and the name. So a new cluster has other bytes than the old one there only where the
+ * old sector says nothing of them. Where that cannot be, there is a cluster between,
+ * which says the same as the old one and has list and name behind all that the others
+ * need. A first extension that says nothing reaches over what is left free then:
+ *
+ *     | header | extensions . . . . | name |                                     old
+ *     | header | padding . . . . . . . . . . . . . | extensions . . . . | name |
+ *     | header | new extensions . . . . | name |                                 new
+ */
 
 /* The old cluster, and the new one as far as it has come. */
 struct rebuild {
     const uint8_t *old;
     size_t old_extensions_end;   /* where the list has to end: at the name, or the cluster's end */
+    size_t old_list_at, old_list_end;    /* where it begins, but for padding, and does end */
+    size_t old_name, old_name_end;       /* 0: there is none */
     size_t old_end;              /* of everything in it */
     struct qcow2_header h;
     const struct qcow2_extension *changes;   /* with that of the backing format */
@@ -65,8 +79,18 @@ struct rebuild {
     bool without_names;          /* leave the feature name table out */
     uint8_t *buf;
     size_t size, at;
-    bool full;
+    size_t list_at;              /* where the list begins, behind padding; 0: behind the header */
+    size_t list_end;
+    bool full;                   /* there is no room for all of it */
+    bool conflict;               /* it has other bytes where the old sector says what they are */
 };
+
+/* Whether the first sector, as it was, tells what byte @at is. */
+static bool old_tells(const struct rebuild *b, size_t at)
+{
+    return at >= SECTOR && ((at >= b->old_list_at && at < b->old_list_end) ||
+                            (at >= b->old_name && at < b->old_name_end));
+}
 
 static void put(struct rebuild *b, const void *data, size_t bytes)
 {
@@ -74,8 +98,12 @@ static void put(struct rebuild *b, const void *data, size_t bytes)
         b->full = true;
         return;
     }
-    memcpy(b->buf + b->at, data, bytes);
-    b->at += bytes;
+    for (size_t i = 0; i < bytes; i++) {
+        uint8_t byte = ((const uint8_t *)data)[i];
+
+        b->conflict |= old_tells(b, b->at) && byte != b->old[b->at];
+        b->buf[b->at++] = byte;
+    }
 }
 
 static void put_extension(struct rebuild *b, const struct qcow2_extension *e)
@@ -102,6 +130,21 @@ static const struct qcow2_extension *find_change(const struct rebuild *b, uint32
     return NULL;
 }
 
+/* Reach to b->list_at. Its head has to be in the sector that is written last. */
+static void put_padding(struct rebuild *b)
+{
+    uint8_t head[8];
+
+    if (b->at + sizeof(head) > SECTOR || b->list_at > b->size) {
+        b->full = true;
+        return;
+    }
+    store_be32(head, QCOW2_EXT_PADDING);
+    store_be32(head + 4, (uint32_t)(b->list_at - b->at - sizeof(head)));
+    put(b, head, sizeof(head));
+    b->at = b->list_at;
+}
+
 static void put_extensions(struct rebuild *b)
 {
     struct qcow2_extension e;
@@ -113,7 +156,8 @@ static void put_extensions(struct rebuild *b)
         if (change && !b->placed[change - b->changes]) {
             b->placed[change - b->changes] = true;
             put_extension(b, change);
-        } else if (!change && !(b->without_names && e.type == QCOW2_EXT_FEATURE_NAMES)) {
+        } else if (!change && e.type != QCOW2_EXT_PADDING &&
+                   !(b->without_names && e.type == QCOW2_EXT_FEATURE_NAMES)) {
             put_extension(b, &e);
         }
     }
@@ -122,75 +166,124 @@ static void put_extensions(struct rebuild *b)
             put_extension(b, &b->changes[i]);
     }
     put(b, (uint8_t[8]){ 0 }, 8);
+    b->list_end = b->at;
 }
 
-/* What the old first sector names behind itself stays as long as there is nothing new
- * in its place: until the new first sector is written, it is the name. */
-static void keep_old_name(struct rebuild *b)
-{
-    size_t off = (size_t)load_be64(b->old + 8), end = off + strlen(b->h.backing_file);
-    size_t from = MAX(off, MAX((size_t)SECTOR, b->at));
-
-    if (b->h.has_backing && from < end)
-        memcpy(b->buf + from, b->old + from, end - from);
-}
-
-/* Behind the extensions; behind everything old too, if it would else overwrite,
- * outside the first sector, what the old first sector names. */
-static void put_name(struct rebuild *b, const char *name)
+static void put_name(struct rebuild *b, const char *name, size_t at)
 {
     size_t bytes = strlen(name);
 
-    if (b->at + bytes > SECTOR && b->at < b->old_end &&
-        align_up((uint64_t)b->old_end, 8) + bytes <= b->size)
-        b->at = align_up((uint64_t)b->old_end, 8);
+    if (b->full || at > b->size) {
+        b->full = true;
+        return;
+    }
+    b->at = at;
     store_be64(b->buf + 8, b->at);
     store_be32(b->buf + 16, (uint32_t)bytes);
     put(b, name, bytes);
 }
 
-static bool build(struct rebuild *b, const struct qcow2_header_change *c, bool without_names)
+/* Lay it out, with the name at @name_at or, if that is 0, right behind the list. */
+static bool lay_out(struct rebuild *b, const struct qcow2_header_change *c, size_t name_at)
 {
     const char *name = c->backing ? c->backing_file : b->h.has_backing ? b->h.backing_file : NULL;
 
-    memset(b->buf, 0, b->size);
+    for (size_t i = 0; i < b->size; i++)
+        b->buf[i] = old_tells(b, i) ? b->old[i] : 0;
     memset(b->placed, 0, b->n_changes * sizeof(*b->placed));
     b->at = 0;
-    b->full = false;
-    b->without_names = without_names;
+    b->full = b->conflict = false;
     put(b, b->old, b->h.header_bytes);
     store_be64(b->buf + 8, 0);
     store_be32(b->buf + 16, 0);
     if (b->h.version >= 3)
         store_be64(b->buf + QCOW2_FIELD_AUTOCLEAR,
                    (b->h.autoclear & ~c->autoclear_clear) | c->autoclear_set);
+    if (b->list_at)
+        put_padding(b);
     put_extensions(b);
-    keep_old_name(b);
     if (name && *name)
-        put_name(b, name);
-    return !b->full;
+        put_name(b, name, MAX(name_at, b->at));
+    return !b->full && !b->conflict;
+}
+
+/* With the name right behind the list, or else behind all that the old sector names. */
+static bool build(struct rebuild *b, const struct qcow2_header_change *c)
+{
+    return lay_out(b, c, 0) || (!b->full && lay_out(b, c, align_up((uint64_t)b->old_end, 8)));
 }
 
 /* What the old cluster has, and where it ends. */
-static bool look_at_old(struct rebuild *b, size_t len, struct err *err)
+static bool look_at_old(struct rebuild *b, const void *old, size_t len, struct err *err)
 {
     struct qcow2_extension e;
-    uint64_t name_off;
     size_t at;
 
-    if (!qcow2_header_parse(b->old, len, &b->h, err))
+    b->old = old;
+    if (!qcow2_header_parse(old, len, &b->h, err))
         return false;
     b->size = (size_t)1 << b->h.cluster_bits;
     len = MIN(len, b->size);
-    name_off = load_be64(b->old + 8);
-    b->old_extensions_end = name_off ? MIN((size_t)name_off, len) : len;
-    at = b->h.header_bytes;
-    while (qcow2_next_extension(b->old, b->old_extensions_end, &at, &e))
-        ;
-    b->old_end = MIN(at + 8, b->size);
-    if (b->h.has_backing)
-        b->old_end = MAX(b->old_end, (size_t)name_off + strlen(b->h.backing_file));
+    b->old_name = b->h.has_backing ? (size_t)load_be64(b->old + 8) : 0;
+    b->old_name_end = b->old_name + strlen(b->h.backing_file);
+    b->old_extensions_end = load_be64(b->old + 8) ? MIN((size_t)load_be64(b->old + 8), len) : len;
+    at = b->old_list_at = b->h.header_bytes;
+    while (qcow2_next_extension(b->old, b->old_extensions_end, &at, &e)) {
+        const uint8_t *first = b->old + b->h.header_bytes + 8;
+
+        if (e.type == QCOW2_EXT_PADDING && e.data == first)
+            b->old_list_at = at;
+    }
+    b->old_list_end = MIN(at + 8, len);
+    b->old_end = MAX(b->old_list_end, b->old_name_end);
     return true;
+}
+
+static size_t bytes_to_write(const struct rebuild *b)
+{
+    return MIN(align_up((uint64_t)MAX(b->at, b->old_end), SECTOR), (uint64_t)b->size);
+}
+
+/* By way of a cluster that says what the old one says, with the list at @list_at and the
+ * name at @name_at. */
+static bool build_in_two_steps(const struct rebuild *b, const struct qcow2_header_change *c,
+                               size_t list_at, size_t name_at, struct qcow2_header_steps *ret)
+{
+    const struct qcow2_header_change none = { 0 };
+    CLEANUP(free) struct rebuild *step = xmemdup(b, sizeof(*b));
+    struct err ignored = ERR_INIT;
+
+    step->buf = ret->between;
+    step->n_changes = 0;
+    step->list_at = list_at;
+    if (!lay_out(step, &none, name_at))
+        return false;
+    ret->between_bytes = bytes_to_write(step);
+    step->buf = b->buf;
+    step->n_changes = b->n_changes;
+    step->list_at = 0;
+    if (!look_at_old(step, ret->between, step->size, &ignored) || !build(step, c))
+        return false;
+    ret->bytes = bytes_to_write(step);
+    return true;
+}
+
+static bool build_in_steps(struct rebuild *b, const struct qcow2_header_change *c,
+                           struct qcow2_header_steps *ret)
+{
+    size_t behind;
+
+    ret->between_bytes = 0;
+    if (build(b, c)) {
+        ret->bytes = bytes_to_write(b);
+        return true;
+    }
+    if (lay_out(b, c, 0) || b->full || !ret->between)
+        return false;
+    behind = align_up((uint64_t)MAX(b->old_end, b->list_end), 8);
+    /* Or in its place, which helps where without feature names it is all in one sector. */
+    return build_in_two_steps(b, c, b->old_list_end > SECTOR ? behind : 0, behind, ret) ||
+           build_in_two_steps(b, c, 0, 0, ret);
 }
 
 static bool check_change(const struct qcow2_header_change *c, struct err *err)
@@ -205,14 +298,14 @@ static bool check_change(const struct qcow2_header_change *c, struct err *err)
 }
 
 bool qcow2_header_rebuild(const void *old, size_t len, const struct qcow2_header_change *c,
-                          void *buf, size_t *ret_bytes, struct err *err)
+                          struct qcow2_header_steps *ret, struct err *err)
 {
     CLEANUP(free) struct qcow2_extension *changes = xcalloc(c->n_extensions + 1, sizeof(*changes));
     CLEANUP(free) bool *placed = xcalloc(c->n_extensions + 1, sizeof(*placed));
     CLEANUP(free) struct rebuild *b = xnew(struct rebuild);
 
-    *b = (struct rebuild){ .old = old, .buf = buf, .changes = changes, .placed = placed };
-    if (!check_change(c, err) || !look_at_old(b, len, err))
+    *b = (struct rebuild){ .buf = ret->buf, .changes = changes, .placed = placed };
+    if (!check_change(c, err) || !look_at_old(b, old, len, err))
         return false;
     if (c->n_extensions)
         memcpy(changes, c->extensions, c->n_extensions * sizeof(*changes));
@@ -226,9 +319,15 @@ bool qcow2_header_rebuild(const void *old, size_t len, const struct qcow2_header
             .data = format && *format ? format : NULL,
         };
     }
-    if (!build(b, c, false) && !build(b, c, true))
+    if (build_in_steps(b, c, ret))
+        return true;
+    b->without_names = true;
+    if (build_in_steps(b, c, ret))
+        return true;
+    if (b->full)
         return err_set(err, -ENOSPC, "the header does not fit into a cluster of %zu bytes; a "
                        "shorter name of the backing file may", b->size);
-    *ret_bytes = MIN(align_up((uint64_t)MAX(b->at, b->old_end), SECTOR), (uint64_t)b->size);
-    return true;
+    return err_set(err, -ENOSPC, "in a cluster of %zu bytes there is no room to change the header "
+                   "so that a power cut leaves the old one or the new one; convert the image to "
+                   "one with larger clusters", b->size);
 }

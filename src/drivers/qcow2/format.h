@@ -108,6 +108,9 @@ MUST_CHECK bool qcow2_header_write(const struct qcow2_header *h, void *buf, stru
 #define QCOW2_EXT_BITMAPS 0x23852875U
 #define QCOW2_EXT_CRYPTO 0x0537be77U
 #define QCOW2_EXT_DATA_FILE 0x44415441U
+/* Says nothing: what a rewrite of the header that was cut half way may leave (I-Q14). For
+ * others it is an extension that they do not know; the next rewrite drops it. */
+#define QCOW2_EXT_PADDING 0x70616421U
 
 struct qcow2_extension {
     uint32_t type, bytes;
@@ -134,16 +137,24 @@ struct qcow2_header_change {
 #define QCOW2_FEATURE_NAMES_BYTES (8 * 48)
 void qcow2_feature_names(uint8_t buf[QCOW2_FEATURE_NAMES_BYTES]);
 
+/* The clusters to be written, one after the other: first all behind the first sector, then,
+ * after a flush, the first sector. Wherever that is cut, the first cluster says what it
+ * said before or what it will. */
+struct qcow2_header_steps {
+    /* In: room for a cluster each; between may be NULL, as for an image that is being made. */
+    void *between, *buf;
+    /* Out: as far as they differ from what is there. */
+    size_t between_bytes, bytes; /* between_bytes 0: that is not needed */
+};
+
 /* Make the first cluster anew from the one at @old (@len bytes, which may end
  * early): header fields as they are, however long it is, unknown extensions as they
  * are, what @c says changed. The table of feature names goes if there is no room
- * otherwise. @buf is one cluster, zeroed behind all that; *ret_bytes: as far as it
- * or @old has anything. What lies behind the first sector is laid so that the
- * old first sector still goes with it, unless extensions reach there (so an old name
- * stays, which nothing points to). */
+ * otherwise. -ENOSPC: nor is there without. (What an older first sector told may stay
+ * behind the end, where nothing points to it.) */
 MUST_CHECK bool qcow2_header_rebuild(const void *old, size_t len,
-                                     const struct qcow2_header_change *c, void *buf,
-                                     size_t *ret_bytes, struct err *err);
+                                     const struct qcow2_header_change *c,
+                                     struct qcow2_header_steps *ret, struct err *err);
 
 /* ---- geometry: what the entries below are checked against ---------------- */
 

@@ -24,84 +24,97 @@ static int co_write_field(struct qcow2 *s, uint64_t at, uint64_t len, const void
     return r;
 }
 
-static int co_write_u64_field(struct qcow2 *s, uint64_t at, uint64_t v)
-{
-    uint8_t buf[8];
-
-    store_be64(buf, v);
-    return co_write_field(s, at, sizeof(buf), buf);
-}
-
 void qcow2_stop_writing(struct qcow2 *s)
 {
     s->write_ready = false;
+    s->stopped = true;
+    if (!s->flush_error)
+        s->flush_error = -EIO;
+}
+
+/* The one write that comes after the stop: a field of its own, inside a sector. */
+static int co_write_corrupt_bit(struct qcow2 *s)
+{
+    uint8_t buf[8];
+    int r;
+
+    co_mutex_lock(&s->header_lock);
     s->header.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+    store_be64(buf, s->header.incompatible);
+    r = co_node_pwrite(s->file, QCOW2_FIELD_INCOMPATIBLE, sizeof(buf), buf, 0);
+    co_mutex_unlock(&s->header_lock);
+    if (r == 0)
+        r = co_node_flush(s->file);
+    return r < 0 ? r : -EIO;
 }
 
 int co_qcow2_mark_corrupt(struct qcow2 *s, const char *what, uint64_t host, uint64_t len)
 {
-    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
+    /* Where writing had stopped before, what looks wrong may come of that. */
+    if (s->stopped)
         return -EIO;
     qcow2_stop_writing(s);
     node_report_corruption(s->node, &(struct node_corruption){ what, host, len });
-    if (s->geo.version < 3 || s->node->read_only)
-        return -EIO;
-
-    /* Whatever comes of it, this process writes no more to the image. */
-    int r = co_write_u64_field(s, QCOW2_FIELD_INCOMPATIBLE, s->header.incompatible);
-
-    if (r == 0)
-        r = co_qcow2_flush_file(s);
-    return r < 0 ? r : -EIO;
+    return s->geo.version < 3 || s->node->read_only ? -EIO : co_write_corrupt_bit(s);
 }
 
-static int co_write_incompatible(struct qcow2 *s, uint64_t bits)
+/* Set and clear bits of *@bits, the field at @at, on the disk. What the others are is
+ * looked up under the lock. */
+static int co_change_bits(struct qcow2 *s, uint64_t at, uint64_t *bits, uint64_t set,
+                          uint64_t clear)
 {
-    int r = co_write_u64_field(s, QCOW2_FIELD_INCOMPATIBLE, bits);
+    uint8_t buf[8];
+    uint64_t v;
+    int r;
 
+    co_mutex_lock(&s->header_lock);
+    v = (*bits | set) & ~clear;
+    store_be64(buf, v);
+    r = co_qcow2_meta_write(s, at, sizeof(buf), buf);
     if (r == 0)
         r = co_qcow2_flush_file(s);
     if (r == 0)
-        s->header.incompatible = bits | (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT);
+        *bits = v;
+    co_mutex_unlock(&s->header_lock);
     return r;
+}
+
+static int co_change_incompatible(struct qcow2 *s, uint64_t set, uint64_t clear)
+{
+    return co_change_bits(s, QCOW2_FIELD_INCOMPATIBLE, &s->header.incompatible, set, clear);
 }
 
 int co_qcow2_mark_dirty(struct qcow2 *s)
 {
     if (LIKELY(s->header.incompatible & QCOW2_INCOMPAT_DIRTY))
         return 0;
-    return co_write_incompatible(s, s->header.incompatible | QCOW2_INCOMPAT_DIRTY);
+    return co_change_incompatible(s, QCOW2_INCOMPAT_DIRTY, 0);
 }
 
 int co_qcow2_mark_clean(struct qcow2 *s)
 {
     if (!(s->header.incompatible & QCOW2_INCOMPAT_DIRTY))
         return 0;
-    return co_write_incompatible(s, s->header.incompatible & ~QCOW2_INCOMPAT_DIRTY);
+    return co_change_incompatible(s, 0, QCOW2_INCOMPAT_DIRTY);
 }
 
 /* Under sync_lock. I-Q6: what we do not keep up to date is off, on the disk, before
  * anything else is changed. */
 static int co_make_ready(struct qcow2 *s)
 {
-    uint64_t keep = s->header.autoclear & ((s->bitmaps.n ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
-                                           (s->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA : 0));
+    uint64_t known = (s->bitmaps.n ? QCOW2_AUTOCLEAR_BITMAPS : 0) |
+                     (s->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA : 0);
     int r = 0;
 
-    if (s->header.incompatible & QCOW2_INCOMPAT_CORRUPT)
+    if (s->stopped)
         return -EIO;
     if (s->write_ready)
         return 0;
-    if (s->header.autoclear != keep) {
-        r = co_write_u64_field(s, QCOW2_FIELD_AUTOCLEAR, keep);
-        if (r == 0)
-            r = co_qcow2_flush_file(s);
-        if (r < 0)
-            return r;
-        s->header.autoclear = keep;
-    }
-    s->write_ready = true;
-    return 0;
+    if (s->header.autoclear & ~known)
+        r = co_change_bits(s, QCOW2_FIELD_AUTOCLEAR, &s->header.autoclear, 0, ~known);
+    if (r == 0)
+        s->write_ready = true;
+    return r;
 }
 
 int co_qcow2_begin_metadata(struct qcow2 *s)
@@ -128,6 +141,7 @@ int co_qcow2_begin_write(struct qcow2 *s)
 
     if (LIKELY(s->write_ready && s->outdated))
         return 0;
+    co_mutex_lock(&s->bitmaps_lock);
     co_mutex_lock(&s->sync_lock);
     r = co_make_ready(s);
     if (r == 0 && !s->outdated)
@@ -135,7 +149,10 @@ int co_qcow2_begin_write(struct qcow2 *s)
     if (r == 0)
         s->outdated = true;
     co_mutex_unlock(&s->sync_lock);
-    return r < 0 ? r : co_qcow2_drop_stale_bitmaps(s);
+    if (r == 0)
+        r = co_qcow2_drop_stale_bitmaps(s);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return r;
 }
 
 int co_qcow2_write_reftable_fields(struct qcow2 *s, uint64_t off, uint32_t clusters)
@@ -170,8 +187,11 @@ int co_qcow2_write_l1_fields(struct qcow2 *s, uint64_t off, uint32_t entries)
 
 int co_qcow2_write_size_field(struct qcow2 *s, uint64_t size)
 {
-    int r = co_write_u64_field(s, QCOW2_FIELD_SIZE, size);
+    uint8_t buf[8];
+    int r;
 
+    store_be64(buf, size);
+    r = co_write_field(s, QCOW2_FIELD_SIZE, sizeof(buf), buf);
     if (r < 0)
         return r;
     s->header.size = size;
@@ -206,8 +226,8 @@ int co_qcow2_write_tree_fields(struct qcow2 *s, const struct qcow2_trees *t)
 
 /* ---- the first cluster as a whole ----------------------------------------- */
 
-/* The first sector last: what is behind it does not harm the old one, and the rest
- * of the new one is there when it comes. */
+/* I-Q14: the first sector last: what is behind it does not harm the old one, and the
+ * rest of the new one is there when it comes. */
 static int co_write_cluster(struct qcow2 *s, const uint8_t *buf, size_t bytes)
 {
     int r = co_qcow2_flush_file(s);
@@ -222,29 +242,36 @@ static int co_write_cluster(struct qcow2 *s, const uint8_t *buf, size_t bytes)
     return r < 0 ? r : co_qcow2_flush_file(s);
 }
 
+static int co_write_steps(struct qcow2 *s, const struct qcow2_header_steps *steps)
+{
+    int r = steps->between_bytes ? co_write_cluster(s, steps->between, steps->between_bytes) : 0;
+
+    return r < 0 ? r : co_write_cluster(s, steps->buf, steps->bytes);
+}
+
 static bool co_rewrite_locked(struct qcow2 *s, const struct qcow2_header_change *c,
                               struct err *err)
 {
     uint64_t have = MIN(node_size(s->file), s->cluster_size);
     CLEANUP(free) void *old = try_alloc_aligned(s->cluster_size);
+    CLEANUP(free) void *between = try_alloc_aligned(s->cluster_size);
     CLEANUP(free) void *buf = try_alloc_aligned(s->cluster_size);
     CLEANUP(free) struct qcow2_header *h = malloc(sizeof(*h));
-    size_t bytes;
-    int r = old && buf && h ? co_qcow2_meta_read(s, 0, have, old) : -ENOMEM;
+    struct qcow2_header_steps steps = { .between = between, .buf = buf };
+    int r = old && between && buf && h ? co_qcow2_meta_read(s, 0, have, old) : -ENOMEM;
 
     if (r < 0)
         return err_errno(err, r, "could not read the qcow2 header");
-    if (!qcow2_header_rebuild(old, have, c, buf, &bytes, err) ||
+    if (!qcow2_header_rebuild(old, have, c, &steps, err) ||
         !qcow2_header_parse(buf, s->cluster_size, h, err))
         return false;
     if (!s->write_ready)
         return err_set(err, -EIO, "the image cannot be written to any more");
-    r = co_write_cluster(s, buf, bytes);
+    r = co_write_steps(s, &steps);
     if (r < 0) {
         qcow2_stop_writing(s);      /* what the header says is not known */
         return err_errno(err, r, "could not write the qcow2 header");
     }
-    h->incompatible |= s->header.incompatible & QCOW2_INCOMPAT_CORRUPT;
     s->header = *h;
     s->names_backing = h->has_backing;
     return true;

@@ -60,7 +60,7 @@ int co_qcow2_meta_write(struct qcow2 *s, uint64_t host, uint64_t len, const void
 
     if (r < 0)
         return r;
-    return co_node_pwrite(s->file, host, len, buf, 0);
+    return s->stopped ? -EIO : co_node_pwrite(s->file, host, len, buf, 0);      /* I-Q15 */
 }
 
 /* What a guest hears when the file cannot become longer. */
@@ -136,7 +136,10 @@ void co_qcow2_host_trim(struct qcow2 *s)
 {
     uint64_t end;
 
-    if (!s->wrote || co_find_end(s, &end) < 0 || end >= node_size(s->file))
+    if ((!s->wrote && s->host_bytes) || co_find_end(s, &end) < 0)
+        return;
+    end = MAX(end, s->host_bytes);
+    if (end >= node_size(s->file))
         return;
     if (!co_node_resize(s->file, end, NULL))
         return;       /* no harm: the file is longer than it need be */

@@ -101,7 +101,7 @@ struct creation {
     struct waitq done;
 };
 
-static struct creation *find_creation(struct qcow2 *s, uint32_t index)
+static struct creation *find_creation(const struct qcow2 *s, uint32_t index)
 {
     struct creation *c;
 
@@ -206,9 +206,15 @@ int co_qcow2_l2_get_writable(struct qcow2 *s, uint64_t off, struct qcow2_l2_plac
         r = co_qcow2_cache_get(s->l2, ret->slice, &slice);
         if (r < 0)
             return r;
-        /* A table of our own stays where it is. */
-        return 0;
+        /* A table of our own stays where it is, unless the disk became shorter. */
+        if (s->l1.v[l1_index(s, off)] == (table | QCOW2_COPIED))
+            return 0;
     }
+}
+
+bool qcow2_l2_is_made(const struct qcow2 *s, uint32_t index)
+{
+    return find_creation(s, index);
 }
 
 void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punch)

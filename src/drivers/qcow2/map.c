@@ -98,9 +98,8 @@ static unsigned status_flags(const struct qcow2 *s, const struct qcow2_extent *e
     return 0;
 }
 
-int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret)
+static int co_status(struct qcow2 *s, uint64_t off, uint64_t len, struct block_status *ret)
 {
-    struct qcow2 *s = n->state;
     struct qcow2_extent e;
     unsigned runs = 1;
     uint64_t done;
@@ -120,4 +119,14 @@ int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_sta
     }
     ret->len = done;
     return 0;
+}
+
+int co_qcow2_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret)
+{
+    struct qcow2 *s = n->state;
+    unsigned entered = qcow2_enter(s);
+    int r = co_status(s, off, len, ret);
+
+    qcow2_leave(s, entered);
+    return r;
 }

@@ -224,6 +224,7 @@ static void init_state(struct qcow2 *s, struct node *n, const struct qcow2_optio
     co_mutex_init(&s->store_lock);
     co_mutex_init(&s->grow_lock);
     co_mutex_init(&s->resize_lock);
+    co_mutex_init(&s->bitmaps_lock);
     co_mutex_init(&s->sync_lock);
     co_mutex_init(&s->pack_lock);
     co_sem_init(&s->pack_slots, LIMIT_QCOW2_PACKERS);
@@ -245,6 +246,7 @@ static void set_geometry(struct qcow2 *s)
     s->cluster_size = 1ULL << h->cluster_bits;
     s->unit_bits = (uint8_t)qcow2_unit_bits(&s->geo);
     s->names_backing = h->has_backing;
+    s->host_bytes = node_size(s->file);
     /* A regular file reads as zero where it has been made longer. */
     s->fresh_from = s->file->zero_init ? align_up(node_size(s->file), s->cluster_size)
                                        : UINT64_MAX;
@@ -328,7 +330,7 @@ static bool co_qcow2_open(struct node *n, const void *opts, struct err *err)
 static void co_settle(struct qcow2 *s)
 {
     co_qcow2_quiesce(s);
-    if (!s->wrote && !s->write_ready)
+    if (s->stopped || (!s->wrote && !s->write_ready))
         return;
 
     /* Nobody is there to hear of a failure; a crash would have left the same. */

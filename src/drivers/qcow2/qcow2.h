@@ -60,6 +60,7 @@ struct qcow2 {
     bool write_ready;            /* writing is allowed, and the header fit for it */
     bool outdated;               /* enabled bitmaps are marked in_use */
     bool wrote;                  /* something was allocated since opening */
+    bool stopped;                /* nothing of metadata is written any more (I-Q15) */
     bool lazy;                   /* refcounts are written on closing (I-Q10) */
 
     /* Metadata in memory. Tables are whole, caches hold slices. refcounts only of
@@ -79,10 +80,13 @@ struct qcow2 {
      * was ever written and the file reads as zero (UINT64_MAX: never so). */
     uint64_t free_hint;          /* cluster number */
     uint64_t fresh_from;         /* bytes */
+    uint64_t host_bytes;         /* of the file when it was opened: it stays as long; 0 when
+                                  *   the disk has become shorter */
     struct co_mutex reftable_lock;   /* adding refcount blocks, moving the table */
     struct co_mutex store_lock;  /* one write-back of the refcount cache at a time */
     struct co_mutex grow_lock;   /* one resize of the file at a time */
     struct co_mutex resize_lock; /* one resize of the disk at a time */
+    struct co_mutex bitmaps_lock;    /* one at the stored bitmaps at a time */
 
     /* alloc.c, l2.c */
     struct list claims;          /* guest clusters that are being allocated */
@@ -91,7 +95,7 @@ struct qcow2 {
     /* sync.c */
     struct co_mutex sync_lock;
     struct qcow2_round *next_round;
-    int flush_error;             /* of a flush that failed; sticks */
+    int flush_error;             /* of a flush that failed, or since writing stopped; sticks */
     bool sync_started;           /* a write-back runs in the background */
     struct qcow2_runs dropped;   /* no entry in memory names them any more */
     struct qcow2_runs freed;     /* nor does one on disk */
@@ -141,7 +145,7 @@ MUST_CHECK int co_qcow2_meta_write(struct qcow2 *s, uint64_t host, uint64_t len,
 MUST_CHECK int co_qcow2_host_grow(struct qcow2 *s, uint64_t end);
 /* The same of the file that has the guest's data; a data file gets the disk's length. */
 MUST_CHECK int co_qcow2_data_grow(struct qcow2 *s, uint64_t end);
-/* On closing: give back what the file was kept ahead. */
+/* On closing: give back what the file was kept ahead, and what a shorter disk left. */
 void co_qcow2_host_trim(struct qcow2 *s);
 
 /* ---- header.c ------------------------------------------------------------ */
@@ -159,7 +163,7 @@ MUST_CHECK int co_qcow2_mark_corrupt(struct qcow2 *s, const char *what, uint64_t
  * nobody else is there. */
 MUST_CHECK int co_qcow2_mark_dirty(struct qcow2 *s);
 MUST_CHECK int co_qcow2_mark_clean(struct qcow2 *s);
-/* Stop writing: what is in the file is not known any more. */
+/* Stop writing, for good: what is in the file is not known any more (I-Q15). */
 void qcow2_stop_writing(struct qcow2 *s);
 
 /* Point the header at other tables. Not flushed. Suspend. */
@@ -233,13 +237,17 @@ MUST_CHECK int co_qcow2_read_l1(struct qcow2 *s, uint64_t off, uint32_t n, uint6
 
 /* Read the bitmap directory, if there is one that is up to date. */
 MUST_CHECK bool co_qcow2_load_bitmaps(struct qcow2 *s, struct err *err);
-/* Note where bitmaps' tables are, for the overlap check. -ENOMEM. */
-MUST_CHECK int qcow2_guard_bitmaps(struct qcow2 *s);
-/* Mark bitmaps in_use on the disk: those that are enabled, or all. Not flushed. */
+/* Where the directory @d, which lies at @dir_off, and its tables are, for the overlap
+ * check. -ENOMEM. The caller gives *ret up in any case. */
+MUST_CHECK int qcow2_guard_bitmaps(const struct qcow2 *s, const struct qcow2_bitmap_dir *d,
+                                   uint64_t dir_off, struct qcow2_metaset *ret);
+/* Mark bitmaps in_use on the disk: those that are enabled, or all. Not flushed. Under
+ * bitmaps_lock. */
 MUST_CHECK int co_qcow2_bitmaps_mark(struct qcow2 *s, bool all);
 /* All of them, flushed: the disk's size changes. */
 MUST_CHECK int co_qcow2_bitmaps_outdate(struct qcow2 *s);
-/* Take an extension out of the header that does not belong to the content. */
+/* Take an extension out of the header that does not belong to the content. Under
+ * bitmaps_lock. */
 MUST_CHECK int co_qcow2_drop_stale_bitmaps(struct qcow2 *s);
 MUST_CHECK int co_qcow2_read_bitmap_table(struct qcow2 *s, const struct qcow2_bitmap_entry *e,
                                           uint64_t **ret);
@@ -317,6 +325,8 @@ MUST_CHECK int co_qcow2_l2_get(struct qcow2 *s, uint64_t off, const void **ret_s
  * slice is in the cache, to be changed with qcow2_cache_modify at once. */
 MUST_CHECK int co_qcow2_l2_get_writable(struct qcow2 *s, uint64_t off,
                                         struct qcow2_l2_place *ret);
+/* Whether the table of L1 entry @index is being made, or copied, now. */
+bool qcow2_l2_is_made(const struct qcow2 *s, uint32_t index);
 /* Give up the references that an entry, which is overwritten now, had. */
 void qcow2_drop_entry(struct qcow2 *s, const struct qcow2_l2_entry *e, bool punch);
 extern const struct qcow2_cache_ops qcow2_l2_cache_ops;

@@ -96,6 +96,8 @@ static int co_zero_revealed(struct qcow2 *s, uint64_t old, uint64_t size)
     struct node *b = qcow2_backing(s);
     int r;
 
+    if (!b && s->names_backing)     /* it is not open, and may be of any length */
+        end = size;
     if (b)      /* to the end of a table: it may map clusters behind the backing file's end */
         end = MIN(align_up(MAX(end, node_size(b)), per_table), size);
     r = old < end ? co_qcow2_zero_range(s, old, end - old) : 0;
@@ -110,12 +112,15 @@ int co_qcow2_set_size(struct qcow2 *s, uint64_t size)
 {
     int r = co_qcow2_sync(s);
 
-    if (r == 0)
-        r = co_qcow2_write_size_field(s, size);
+    if (r < 0)
+        return r;
+    r = co_qcow2_write_size_field(s, size);
     if (r == 0)
         r = co_qcow2_flush_file(s);
     if (r == 0)
         s->node->size = size;
+    else
+        qcow2_stop_writing(s);      /* which size counts is not known */
     return r;
 }
 

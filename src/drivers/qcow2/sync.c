@@ -111,11 +111,11 @@ static int co_release(struct qcow2 *s, const struct qcow2_run *run)
     /* A cluster that has its last reference must not get another from here on. */
     qcow2_pack_close(s, run->first, run->n);
     for (uint64_t at = run->first; at < end; at += n) {
-        int r = co_sole_references(s, at, (uint32_t)(end - at), &n, &sole);
+        int r = s->stopped ? -EIO : co_sole_references(s, at, (uint32_t)(end - at), &n, &sole);
 
         /* It must have ended before the clusters can be found free, or it would hit
          * their next owner's data. It may fail: then the file keeps the space. */
-        if (r == 0 && sole && run->punch) {
+        if (r == 0 && sole && run->punch && !s->stopped) {
             int ignored = co_node_discard(s->file, at * s->cluster_size, n * s->cluster_size);
 
             (void)ignored;
@@ -164,7 +164,7 @@ static void free_runs(struct qcow2 *s, struct qcow2_runs *runs)
 
 static int co_write_meta(void *ctx, uint64_t off, const void *buf, uint32_t bytes)
 {
-    return co_node_pwrite(((struct qcow2 *)ctx)->file, off, bytes, buf, 0);
+    return co_qcow2_meta_write(ctx, off, bytes, buf);
 }
 
 static int freeze(struct qcow2 *s)
@@ -234,7 +234,7 @@ static int co_write_frozen(struct qcow2 *s)
 
 int co_qcow2_sync_locked(struct qcow2 *s)
 {
-    int r = freeze(s);
+    int r = s->stopped ? -EIO : freeze(s);
 
     if (r < 0)
         return r;

@@ -2,7 +2,7 @@
  *
  * Goal: bitmaps stored by QEMU are read here bit by bit, and ours by QEMU; a bitmap
  * that is not kept up to date never looks valid; whatever fails or wherever the power
- * goes, there are the old bitmaps, the new ones, or none (I-Q12).
+ * goes, there are the old bitmaps or the new ones (I-Q12, I-Q14).
  * Method: qemu-img bitmap, qemu-io, and nbdinfo --map on qemu-nbd as peers; the N-th
  * failure loop; replays of a record (record.h).
  */
@@ -259,6 +259,77 @@ CO_TEST(directories_that_cannot_be)
     }
 }
 
+/* QEMU would not open the image any more, whatever table it had. */
+CO_TEST(a_disk_without_bytes_has_no_bitmaps)
+{
+    struct err err = ERR_INIT;
+    struct node *n;
+
+    co_make_image("b.qcow2", &(struct qcow2_create_opts){ .size = 0 });
+    n = co_open_image("b.qcow2", "");
+    assert_false(co_qcow2_bitmaps_store(n, &(struct qcow2_bitmap_put){ "a", 512, true, NULL }, 1,
+                                        &err));
+    assert_non_null(strstr(err.text, "without bytes"));
+    co_node_unref(n);
+    must_run("qemu-img info b.qcow2");
+}
+
+/* What is refused has changed nothing. */
+CO_TEST(two_of_one_name_are_refused)
+{
+    struct err err = ERR_INIT;
+    struct node *n;
+
+    qemu_make("cluster_size=64k");
+    n = co_open_image("b.qcow2", "");
+    assert_false(co_qcow2_bitmaps_store(n, (struct qcow2_bitmap_put[]){
+        { "x", 65536, true, NULL }, { "x", 512, true, NULL } }, 2, &err));
+    assert_non_null(strstr(err.text, "two bitmaps are called 'x'"));
+    assert_int_equal(qcow2_bitmaps_count(n), 3);
+    co_node_unref(n);
+    expect_clean("b.qcow2", false);
+    expect_flags("b64", "auto");
+}
+
+struct changing {
+    struct node *n;
+    unsigned next;
+};
+
+/* Store one, read it back and take it out again, beside others who do. */
+static void co_change_bitmaps(void *arg)
+{
+    struct changing *c = arg;
+    CLEANUP(bitmap_free) struct bitmap *bits = bitmap_new(div_round_up(SIZE, 65536));
+    char name[2] = { (char)('a' + c->next++), 0 };
+    struct err err = ERR_INIT;
+
+    bitmap_set(bits, 7, 20);
+    for (int round = 0; round < 5; round++) {
+        co_store(c->n, (struct qcow2_bitmap_put[]){ { name, 65536, true, bits } }, 1);
+
+        CLEANUP(bitmap_free) struct bitmap *back = co_load(c->n, name);
+
+        assert_true(same_bits(bits, back));
+        if (round < 4 && !co_qcow2_bitmap_remove(c->n, name, &err))
+            fail_msg("%s", err.text);
+    }
+}
+
+CO_TEST(changes_at_the_same_time_come_one_after_the_other)
+{
+    struct changing c = { 0 };
+
+    co_make_image("b.qcow2", &(struct qcow2_create_opts){ .size = SIZE, .cluster_size = 4096 });
+    c.n = co_open_image("b.qcow2", "");
+    co_together(4, co_change_bitmaps, &c);
+    assert_int_equal(qcow2_bitmaps_count(c.n), 4);
+    co_node_unref(c.n);
+    expect_clean("b.qcow2", false);
+    for (char name[2] = "a"; *name < 'e'; ++*name)
+        expect_flags(name, "auto");
+}
+
 /* ---- failures and power cuts --------------------------------------------- */
 
 #define STATES 5
@@ -267,18 +338,29 @@ struct state {
     struct bitmap *bits[2];              /* of "a" and "b"; NULL: there is none */
 };
 
-/* With @shift an unknown extension moves ours over a sector's border. */
-static void co_prepare(bool shift)
+enum layout {
+    PLAIN,
+    SHIFTED,                     /* an unknown extension moves ours over a sector's border */
+    OVERLAY,                     /* the list of extensions and the name lie on it */
+};
+
+static void co_prepare(enum layout layout)
 {
     static const uint8_t unknown[496] = "unknown";
     struct qcow2_extension x = { .type = 0x12345678, .bytes = sizeof(unknown), .data = unknown };
     struct qcow2_header_change c = { .extensions = &x, .n_extensions = 1 };
     struct node *n;
 
-    co_make_image("b.qcow2", &(struct qcow2_create_opts){ .size = SIZE, .cluster_size = 4096 });
+    make_file(work_path("a-base-with-a-name.raw"), SIZE);
+    if (layout == OVERLAY)
+        must_run("qemu-img create -q -f qcow2 -o cluster_size=4k -b a-base-with-a-name.raw -F raw "
+                 "b.qcow2");
+    else
+        co_make_image("b.qcow2", &(struct qcow2_create_opts){ .size = SIZE,
+                                                             .cluster_size = 4096 });
     n = co_open_image("b.qcow2", "");
     co_fill(n, 0, 100000, 1);
-    if (shift)
+    if (layout == SHIFTED)
         assert_true(co_qcow2_rewrite_header(n->state, &c, NULL));
     co_node_unref(n);
 }
@@ -314,11 +396,14 @@ static void free_states(struct state st[STATES])
     }
 }
 
-/* Every bitmap in the image is that of a state in [from, to], or in_use. */
-static void co_expect_states(const char *image, const struct state *st, int from, int to)
+/* Every bitmap in the image is that of a state in [from, to], or in_use; and if any was
+ * @stored, "a" is there. */
+static void co_expect_states(const char *image, const struct state *st, int from, int to,
+                             bool stored)
 {
     struct node *n = co_open_image(image, ", 'read-only': true");
 
+    assert_true(!stored || qcow2_bitmaps_count(n) > 0);
     for (uint32_t i = 0; i < qcow2_bitmaps_count(n); i++) {
         struct qcow2_bitmap_info info;
         CLEANUP(bitmap_free) struct bitmap *bm = NULL;
@@ -354,7 +439,7 @@ static bool co_shows_phase(const char *image, int k)
     return memchr(data, k + 2, PHASE_BYTES) != NULL;
 }
 
-static void co_run_cuts(bool shift)
+static void co_run_cuts(enum layout layout)
 {
     struct state st[STATES];
     size_t stored[STATES + 1], written[STATES + 1];
@@ -364,7 +449,7 @@ static void co_run_cuts(bool shift)
     bool ok;
 
     make_states(st);
-    co_prepare(shift);
+    co_prepare(layout);
     must_run("cp b.qcow2 before.qcow2");
     n = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', 'file': "
                      "{'driver': 'file', 'filename': '%s'}}}", work_path("record"),
@@ -378,11 +463,11 @@ static void co_run_cuts(bool shift)
         stored[k] = co_count_records();
     }
     at = ((struct qcow2 *)n->state)->header.bitmaps.at;
-    assert_int_equal(at / 512 != (at + QCOW2_BITMAP_EXT_BYTES - 1) / 512, shift);
+    assert_int_equal(at / 512 != (at + QCOW2_BITMAP_EXT_BYTES - 1) / 512, layout == SHIFTED);
     co_node_unref(n);
     expect_clean("b.qcow2", false);
     r = load_record();
-    for (int trial = 0; trial < 15; trial++) {
+    for (int trial = 0; trial < 20; trial++) {
         size_t cut = trial ? pick_cut(&r, &seed) : r.n;
         int begun = 0, done = 0;
 
@@ -392,21 +477,25 @@ static void co_run_cuts(bool shift)
         }
         replay("before.qcow2", "crashed.qcow2", &r, cut, &seed);
         expect_clean("crashed.qcow2", true);
+        if (layout == OVERLAY)
+            must_run("qemu-img info crashed.qcow2 | grep 'backing file: a-base-with-a-name.raw'");
         co_expect_states("crashed.qcow2", st,
-                         co_shows_phase("crashed.qcow2", begun) ? begun : done, begun);
+                         co_shows_phase("crashed.qcow2", begun) ? begun : done, begun,
+                         stored[0] <= cut);
         if (!trial)
-            co_expect_states("crashed.qcow2", st, STATES - 1, STATES - 1);
+            co_expect_states("crashed.qcow2", st, STATES - 1, STATES - 1, true);
     }
     record_done(&r);
     free_states(st);
 }
 
-CO_TEST(a_power_cut_leaves_old_or_new_or_none)
+CO_TEST(a_power_cut_leaves_old_bitmaps_or_new_ones)
 {
     seed = test_seed(2024);
-    alarm(120);
-    co_run_cuts(false);
-    co_run_cuts(true);
+    for (int layout = PLAIN; layout <= OVERLAY; layout++) {
+        alarm(120);
+        co_run_cuts((enum layout)layout);
+    }
 }
 
 struct failing {
@@ -430,22 +519,22 @@ static int co_failing(struct nth_failure *nf, void *arg)
     co_node_unref(n);
     co_node_unref(fault);
     expect_clean("b.qcow2", true);
-    co_expect_states("b.qcow2", f->st, ok ? 2 : 1, 2);
+    co_expect_states("b.qcow2", f->st, ok ? 2 : 1, 2, true);
     return ok ? 0 : err.code;
 }
 
-CO_TEST(a_failing_write_leaves_old_or_new_or_none)
+CO_TEST(a_failing_write_leaves_old_bitmaps_or_new_ones)
 {
     static const enum fault_op ops[] = { FAULT_WRITE, FAULT_FLUSH, FAULT_READ };
 
     seed = test_seed(77);
-    for (int shift = 0; shift < 2; shift++) {
+    for (int layout = PLAIN; layout <= OVERLAY; layout++) {
         struct failing f;
         struct node *n;
         bool ok;
 
         make_states(f.st);
-        co_prepare(shift);
+        co_prepare((enum layout)layout);
         n = co_open_image("b.qcow2", "");
         co_enter_state(n, &f.st[1], NULL, &ok);
         assert_true(ok);
@@ -471,8 +560,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(snapshots_leave_bitmaps_alone_unless_the_disk_changes),
         cmocka_unit_test(what_another_program_left_behind_is_dropped),
         cmocka_unit_test(directories_that_cannot_be),
-        cmocka_unit_test(a_power_cut_leaves_old_or_new_or_none),
-        cmocka_unit_test(a_failing_write_leaves_old_or_new_or_none),
+        cmocka_unit_test(a_disk_without_bytes_has_no_bitmaps),
+        cmocka_unit_test(two_of_one_name_are_refused),
+        cmocka_unit_test(changes_at_the_same_time_come_one_after_the_other),
+        cmocka_unit_test(a_power_cut_leaves_old_bitmaps_or_new_ones),
+        cmocka_unit_test(a_failing_write_leaves_old_bitmaps_or_new_ones),
     };
 
     work_in_memory(true);

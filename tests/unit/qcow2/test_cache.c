@@ -240,6 +240,12 @@ CO_TEST(dropped_slices_are_not_written_and_not_found)
     assert_int_equal(co_qcow2_cache_get(file.cache, SLICE, &have), 0);
     assert_int_equal(file.loads, 0);
 
+    /* Whatever the cache has of another time. */
+    co_set(1, 5);
+    assert_int_equal(co_qcow2_cache_put_zero(file.cache, SLICE), 0);
+    assert_int_equal(*(const uint8_t *)qcow2_cache_find(file.cache, SLICE), 0);
+    assert_false(qcow2_cache_has_dirty(file.cache, 0, 4 * SLICE));
+
     /* One that is dropped while it is loaded is loaded afresh. */
     file.hold = true;
     crew_start(&crew, co_getter, &g);

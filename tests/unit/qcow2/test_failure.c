@@ -7,6 +7,11 @@
  * disk and power cuts; then random sessions of several coroutines with a failure
  * somewhere.
  */
+#include "base/bytes.h"
+#include "drivers/qcow2/bitmaps.h"
+#include "drivers/qcow2/qcow2.h"
+#include "drivers/qcow2/rename.h"
+#include "drivers/qcow2/snapshot.h"
 #include "model.h"
 #include "nth_failure.h"
 #include <unistd.h>
@@ -176,6 +181,91 @@ CO_TEST(a_failed_flush_is_not_forgotten)
     expect_clean("f.qcow2", true);
 }
 
+/* ---- the header ---------------------------------------------------------- */
+
+static bool co_grow(struct node *n, struct err *err)
+{
+    return co_node_resize(n, 4096 * MiB, err);
+}
+
+static bool co_shrink(struct node *n, struct err *err)
+{
+    return co_node_resize(n, 512 * KiB, err);
+}
+
+static bool co_rename(struct node *n, struct err *err)
+{
+    return co_qcow2_rename_backing(n, "base.raw", "raw", err);
+}
+
+static bool co_store_bitmap(struct node *n, struct err *err)
+{
+    return co_qcow2_bitmaps_store(n, &(struct qcow2_bitmap_put){ "b", 65536, true, NULL }, 1, err);
+}
+
+static bool co_snapshot(struct node *n, struct err *err)
+{
+    return co_qcow2_snapshot_create(n, "s", err);
+}
+
+/* When it is not known whether a write to the header has arrived, or a flush behind it,
+ * nothing more is written (I-Q15): not by requests, nor by closing, and the image is not
+ * called corrupt for it. */
+static void co_stop(bool (*co_change)(struct node *n, struct err *err), uint64_t field,
+                    bool at_flush)
+{
+    struct fault_rule rule = { .op = FAULT_WRITE, .offset = field, .length = 4, .error = -EIO,
+                               .once = true };
+    struct err err = ERR_INIT;
+    struct node *fault, *n;
+    uint8_t features[8];
+
+    co_make_image("f.qcow2", &(struct qcow2_create_opts){ .size = MiB, .cluster_size = 4096,
+                                                         .lazy_refcounts = true });
+    n = co_open_for(NULL, &fault);
+    co_fill(n, 0, 100000, 1);
+    assert_int_equal(co_node_flush(n), 0);
+    co_fill(n, 200000, 100000, 2);
+    if (at_flush)
+        rule = (struct fault_rule){ .op = FAULT_FLUSH, .error = -EIO, .once = true };
+    fault_add_rule(fault, &rule);
+    assert_false(co_change(n, &err));
+    assert_int_equal(fault_applied(fault), 1);
+    assert_true(co_put(n, 0, 4096, 3) < 0 || at_flush);
+    assert_true(co_node_flush(n) < 0);
+    assert_false(co_change(n, &err));
+    co_expect(n, 4096, 90000, 1);            /* it can be read */
+    must_run("cp f.qcow2 then.qcow2");
+    co_node_unref(n);
+    co_node_unref(fault);
+    if (!at_flush)
+        must_run("cmp f.qcow2 then.qcow2");
+    file_read(work_path("f.qcow2"), QCOW2_FIELD_INCOMPATIBLE, features, sizeof(features));
+    assert_int_equal(load_be64(features), QCOW2_INCOMPAT_DIRTY);
+    must_run("qemu-img check -r all -f qcow2 f.qcow2; qemu-img check -f qcow2 f.qcow2");
+    n = co_open_image("f.qcow2", "");
+    co_expect(n, 4096, 90000, 1);
+    co_node_unref(n);
+}
+
+CO_TEST(a_header_write_of_unknown_outcome_is_the_last)
+{
+    static const struct {
+        bool (*co_change)(struct node *n, struct err *err);
+        uint64_t field;
+    } changes[] = {
+        { co_grow, QCOW2_FIELD_L1 }, { co_grow, QCOW2_FIELD_SIZE }, { co_shrink, QCOW2_FIELD_SIZE },
+        { co_rename, 0 }, { co_store_bitmap, 0 }, { co_snapshot, QCOW2_FIELD_L1 },
+    };
+
+    make_base();
+    for (size_t i = 0; i < ARRAY_SIZE(changes); i++) {
+        alarm(60);
+        co_stop(changes[i].co_change, changes[i].field, false);
+        co_stop(changes[i].co_change, 0, true);
+    }
+}
+
 /* ---- random sessions ----------------------------------------------------- */
 
 static const struct shape shapes[] = {
@@ -238,6 +328,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(no_full_disk_hurts),
         cmocka_unit_test(no_power_cut_hurts),
         cmocka_unit_test(a_failed_flush_is_not_forgotten),
+        cmocka_unit_test(a_header_write_of_unknown_outcome_is_the_last),
         cmocka_unit_test(failures_among_many_requests),
     };
 

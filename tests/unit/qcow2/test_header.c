@@ -2,7 +2,7 @@
  *
  * Goal: rewriting the header changes what was asked and nothing else: fields that
  * are not known, however long the header is, and unknown extensions stay byte for
- * byte; and a cut between its two writes leaves the old header.
+ * byte; and a cut at any of its writes leaves the old header or the new one (I-Q14).
  * Method: random headers against a list of what is in them; QEMU reads the result.
  */
 #include "drivers/qcow2/qcow2.h"
@@ -44,7 +44,7 @@ static void make_random(uint64_t *seed, uint8_t *buf)
     struct qcow2_header h = plain_header();
     struct err err = ERR_INIT;
     unsigned n = (unsigned)test_random(seed, EXTENSIONS_MAX);
-    uint8_t data[200];
+    uint8_t data[120];           /* so that the cluster has room for all of it twice */
     size_t at = 104 + 8 * test_random(seed, 20);
 
     assert_true(qcow2_header_write(&h, buf, &err));
@@ -107,37 +107,51 @@ static void expect_same_extensions(const uint8_t *a, const uint8_t *b, uint32_t 
     assert_int_equal(n_a, n_b);
 }
 
-static size_t end_of_list(const uint8_t *buf)
-{
-    size_t at = load_be32(buf + 100);
-    struct qcow2_extension e;
-
-    while (qcow2_next_extension(buf, extensions_end(buf), &at, &e))
-        ;
-    return at + 8;
-}
-
-/* After a cut between the writes there is the old first sector and the new rest: it
- * says what the old header said. Not so where extensions are behind the first sector
- * or have come to lie over a name there. */
-static void expect_cut_is_old(const uint8_t *old, const uint8_t *new)
+/* What a power cut leaves while @new is written over @old: the first sector comes last,
+ * of the others some are there, in part. It says what one of the two says. */
+static void expect_cut_is_whole(uint64_t *seed, const uint8_t *old, const uint8_t *new)
 {
     static uint8_t mix[CLUSTER];
     struct qcow2_header was, is;
     struct err err = ERR_INIT;
 
-    if (end_of_list(old) > 512 || end_of_list(new) > 512)
-        return;
-    memcpy(mix, new, CLUSTER);
-    memcpy(mix, old, 512);
     assert_true(qcow2_header_parse(old, CLUSTER, &was, &err));
-    assert_true(qcow2_header_parse(mix, CLUSTER, &is, &err));
+    for (int trial = 0; trial < 4; trial++) {
+        memcpy(mix, old, 512);
+        for (size_t at = 512; at < CLUSTER; at += 512)
+            memcpy(mix + at, (!trial || test_random(seed, 2) ? new : old) + at, 512);
+        if (!qcow2_header_parse(mix, CLUSTER, &is, &err))
+            fail_msg("%s", err.text);
+        assert_memory_equal(&was, &is, sizeof(was));
+        expect_same_extensions(old, mix, QCOW2_EXT_PADDING, 0);
+    }
+}
+
+/* The same of both steps; the one between says what the old one does. */
+static void expect_cuts_are_whole(uint64_t *seed, const uint8_t *old,
+                                  const struct qcow2_header_steps *steps)
+{
+    static struct qcow2_header was, is;
+    struct err err = ERR_INIT;
+
+    if (!steps->between_bytes) {
+        expect_cut_is_whole(seed, old, steps->buf);
+        return;
+    }
+    expect_cut_is_whole(seed, old, steps->between);
+    expect_cut_is_whole(seed, steps->between, steps->buf);
+    assert_true(qcow2_header_parse(old, CLUSTER, &was, &err));
+    assert_true(qcow2_header_parse(steps->between, CLUSTER, &is, &err));
+    was.bitmaps.at = is.bitmaps.at = 0;
     assert_memory_equal(&was, &is, sizeof(was));
+    expect_same_extensions(old, steps->between, QCOW2_EXT_PADDING, 0);
 }
 
 static void a_rebuilt_header_keeps_what_it_does_not_know(void **state)
 {
-    static uint8_t old[CLUSTER], new[CLUSTER];
+    static uint8_t old[CLUSTER], between[CLUSTER], new[CLUSTER];
+    struct qcow2_header_steps steps = { .between = between, .buf = new };
+    unsigned in_two_steps = 0;
 
     for (uint64_t round = 1; round <= 3000; round++) {
         uint64_t seed = round;
@@ -147,7 +161,6 @@ static void a_rebuilt_header_keeps_what_it_does_not_know(void **state)
         struct qcow2_header was, is;
         struct err err = ERR_INIT;
         struct qcow2_extension e;
-        size_t bytes;
         char name[200] = { 0 };
 
         make_random(&seed, old);
@@ -157,10 +170,10 @@ static void a_rebuilt_header_keeps_what_it_does_not_know(void **state)
         memset(name, 'n', test_random(&seed, sizeof(name)));
         c.backing_file = test_random(&seed, 3) ? name : NULL;
         c.backing_format = "qcow2";
-        if (!qcow2_header_rebuild(old, CLUSTER, &c, new, &bytes, &err))
+        if (!qcow2_header_rebuild(old, CLUSTER, &c, &steps, &err))
             fail_msg("seed %ju: %s", (uintmax_t)round, err.text);
         assert_true(qcow2_header_parse(new, CLUSTER, &is, &err));
-        assert_true(bytes % 512 == 0 && bytes <= CLUSTER);
+        assert_true(steps.bytes % 512 == 0 && steps.bytes <= CLUSTER);
 
         /* Magic to the header's end, without the place of the name and autoclear. */
         assert_memory_equal(old, new, 8);
@@ -177,21 +190,24 @@ static void a_rebuilt_header_keeps_what_it_does_not_know(void **state)
             assert_string_equal(is.backing_file, was.backing_file);
             assert_string_equal(is.backing_format, was.backing_format);
         }
-        for (size_t i = bytes; i < CLUSTER; i++)
+        for (size_t i = steps.bytes; i < CLUSTER; i++)
             assert_int_equal(new[i], 0);
-        expect_cut_is_old(old, new);
+        expect_cuts_are_whole(&seed, old, &steps);
+        in_two_steps += !!steps.between_bytes;
     }
+    assert_in_range(in_two_steps, 100, 2900);
 }
 
 static void what_does_not_fit_is_refused_and_feature_names_give_way(void **state)
 {
-    uint8_t old[512], new[512], table[5 * 48] = { 0 };
+    uint8_t old[512], between[512], new[512], table[5 * 48] = { 0 };
+    struct qcow2_header_steps steps = { .between = between, .buf = new };
     struct qcow2_header h = plain_header();
     char name[400] = { 0 };
     struct qcow2_header_change c = { .backing = true, .backing_file = name,
                                      .backing_format = "raw" };
     struct err err = ERR_INIT;
-    size_t at = 104, bytes;
+    size_t at = 104;
     struct qcow2_extension e;
 
     h.cluster_bits = 9;
@@ -200,18 +216,54 @@ static void what_does_not_fit_is_refused_and_feature_names_give_way(void **state
     at = put_ext(old, at, QCOW2_EXT_FEATURE_NAMES, table, sizeof(table));
     put_ext(old, at, 0x71717171, "kept", 4);
     memset(name, 'x', 100);
-    assert_true(qcow2_header_rebuild(old, 512, &c, new, &bytes, &err));
+    assert_true(qcow2_header_rebuild(old, 512, &c, &steps, &err));
     at = 104;
     assert_true(qcow2_next_extension(new, 512, &at, &e));
     assert_int_equal(e.type, QCOW2_EXT_FEATURE_NAMES);
     memset(name, 'x', 250);
-    assert_true(qcow2_header_rebuild(old, 512, &c, new, &bytes, &err));
+    assert_true(qcow2_header_rebuild(old, 512, &c, &steps, &err));
     at = 104;
     assert_true(qcow2_next_extension(new, 512, &at, &e));
     assert_int_equal(e.type, 0x71717171);
     memset(name, 'x', 399);
-    assert_false(qcow2_header_rebuild(old, 512, &c, new, &bytes, &err));
+    assert_false(qcow2_header_rebuild(old, 512, &c, &steps, &err));
     assert_non_null(strstr(err.text, "does not fit into a cluster of 512"));
+}
+
+/* In clusters of 1 KiB there is not always room for the step between; without the names of
+ * features there mostly is. */
+static void a_small_cluster_is_changed_safely_or_not_at_all(void **state)
+{
+    static uint8_t old[1024], between[1024], new[1024];
+    struct qcow2_header_steps steps = { .between = between, .buf = new };
+    uint8_t names[QCOW2_FEATURE_NAMES_BYTES], data[400] = { 0 };
+    struct qcow2_header h = plain_header();
+    struct qcow2_header_change c = { .backing = true, .backing_format = "qcow2" };
+    struct err err = ERR_INIT;
+    char name[500] = { 0 };
+
+    h.cluster_bits = 10;
+    h.l1_entries = 16;
+    qcow2_feature_names(names);
+    for (int kept = 0; kept < 2; kept++) {
+        size_t at = 104;
+
+        memset(old, 0, sizeof(old));
+        assert_true(qcow2_header_write(&h, old, &err));
+        at = put_ext(old, at, QCOW2_EXT_BACKING_FORMAT, "raw", 3);
+        at = put_ext(old, at, QCOW2_EXT_FEATURE_NAMES, names, sizeof(names));
+        if (kept)
+            at = put_ext(old, at, 0x71717171, data, sizeof(data));
+        store_be64(old + 8, at + 8);
+        store_be32(old + 16, 20);
+        memset(old + at + 8, 'o', 20);
+        memset(name, 'n', 490);
+        name[kept ? 90 : 490] = 0;
+        c.backing_file = name;
+        assert_int_equal(qcow2_header_rebuild(old, sizeof(old), &c, &steps, &err), !kept);
+        assert_true(kept || steps.between_bytes);
+    }
+    assert_non_null(strstr(err.text, "no room to change the header"));
 }
 
 /* ---- in an open image ------------------------------------------------------- */
@@ -315,6 +367,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_rebuilt_header_keeps_what_it_does_not_know),
         cmocka_unit_test(what_does_not_fit_is_refused_and_feature_names_give_way),
+        cmocka_unit_test(a_small_cluster_is_changed_safely_or_not_at_all),
         cmocka_unit_test(qemu_reads_a_header_that_was_rewritten),
         cmocka_unit_test(what_is_not_known_stays_in_an_image_that_is_used),
         cmocka_unit_test(fields_and_the_whole_header_are_written_side_by_side),

@@ -255,6 +255,43 @@ CO_TEST(nor_while_a_request_that_knows_them_is_in_flight)
     co_close(n);
 }
 
+static void co_ask(void *arg)
+{
+    struct request *rq = arg;
+
+    co_status(rq->n, rq->off, rq->len);
+    rq->done = true;
+}
+
+/* Nor one that only tells where things are (I-Q5). */
+CO_TEST(nor_while_block_status_is_told)
+{
+    struct node *n = co_new_image(", 'discard': 'unmap'");
+    struct request late = { .n = n, .off = 32 * MiB, .len = 4096 };
+    struct crew crew = { 0 };
+
+    co_fill(n, 0, 64 * CLUSTER, 1);
+    co_fill(n, 32 * MiB, CLUSTER, 1);
+    co_close(n);
+    n = late.n = co_open_over_fault(", 'discard': 'unmap', 'l2-cache-entry-size': 512");
+
+    uint64_t freed = co_host_of(n, 0);
+
+    fault_add_rule(fault, &(struct fault_rule){ .op = FAULT_READ, .hang = true, .once = true });
+    crew_start(&crew, co_ask, &late);
+    co_until_hung(1);
+    assert_int_equal(co_node_discard(n, 0, CLUSTER), 0);
+    assert_int_equal(co_node_flush(n), 0);
+    co_sleep(20 * NSEC_PER_MSEC);
+    for (uint64_t i = 300; i < 310; i++) {
+        co_fill(n, i * CLUSTER, CLUSTER, 2);
+        assert_int_not_equal(co_host_of(n, i * CLUSTER), freed);
+    }
+    fault_release(fault);
+    co_crew_wait(&crew);
+    co_close(n);
+}
+
 CO_TEST(discarded_clusters_are_punched_out_of_the_file)
 {
     struct node *n = co_new_image(", 'discard': 'unmap'");
@@ -366,6 +403,26 @@ CO_TEST(the_file_is_cut_to_its_last_cluster_on_closing)
     assert_int_equal(st.st_size, 6 * CLUSTER);
 }
 
+/* Whoever made it so long had a reason. */
+CO_TEST(but_not_shorter_than_it_was)
+{
+    struct node *n;
+    struct stat st;
+
+    co_make_image("i.qcow2", &(struct qcow2_create_opts){ .size = 64 * MiB });
+    must_run("truncate -s 40M i.qcow2");
+    n = co_open_over_fault("");
+    co_fill(n, 0, CLUSTER, 1);
+    co_close(n);
+    assert_int_equal(stat(work_path("i.qcow2"), &st), 0);
+    assert_int_equal(st.st_size, 40 * MiB);
+    n = co_open_over_fault("");
+    assert_true(co_node_resize(n, MiB, NULL));
+    co_close(n);
+    assert_int_equal(stat(work_path("i.qcow2"), &st), 0);
+    assert_true(st.st_size < (off_t)MiB);
+}
+
 struct far {
     struct node *n;
     unsigned char was, next;
@@ -428,12 +485,14 @@ int main(int argc, char **argv)
         cmocka_unit_test(freed_clusters_are_not_used_before_a_flush),
         cmocka_unit_test(nor_while_that_flush_is_on_its_way),
         cmocka_unit_test(nor_while_a_request_that_knows_them_is_in_flight),
+        cmocka_unit_test(nor_while_block_status_is_told),
         cmocka_unit_test(discarded_clusters_are_punched_out_of_the_file),
         cmocka_unit_test(discards_can_be_kept_from_the_file),
         cmocka_unit_test(zero_writes_keep_clusters_unless_they_may_unmap),
         cmocka_unit_test(zero_writes_write_no_data_but_at_their_ends),
         cmocka_unit_test(a_full_file_is_enospc_until_freed_clusters_are_flushed),
         cmocka_unit_test(the_file_is_cut_to_its_last_cluster_on_closing),
+        cmocka_unit_test(but_not_shorter_than_it_was),
         cmocka_unit_test(an_image_moves_to_another_loop_with_what_is_not_written_yet),
         cmocka_unit_test(reading_changes_nothing),
     };
