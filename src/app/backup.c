@@ -34,7 +34,7 @@ struct backup_command {
     const char *format, *source_format, *job_id, *scratch_dir;
     struct cli_list image_dirs;
     uint64_t speed, scratch_limit, cbw_timeout;
-    bool compress, force;
+    bool compress, force, no_reflink;
 
     struct interrupt interrupt;
     struct local_daemon local;
@@ -70,6 +70,8 @@ static int parse(struct backup_command *c, int argc, char **argv)
         { "speed", 0, CLI_RATE, &c->speed, "RATE", "at most, such as 50M; 0: no limit",
           .max = INT64_MAX },
         { "compress", 'c', CLI_FLAG, &c->compress, NULL, "TARGET's data; qcow2 only" },
+        { "no-reflink", 0, CLI_FLAG, &c->no_reflink, NULL,
+          "a raw TARGET gets storage of its own, also where the file system could share it" },
         { "force", 0, CLI_FLAG, &c->force, NULL, "replace TARGET if it is there" },
         { "job-id", 0, CLI_TEXT, &c->job_id, "ID", "name of the job; SOURCE-SYNC unless given" },
         { "scratch-dir", 0, CLI_TEXT, &c->scratch_dir, "DIR",
@@ -198,6 +200,8 @@ static json_t *job_arguments(struct backup_command *c)
     }
     set_optional(args, "speed", c->speed);
     set_optional(args, "scratch-limit", c->scratch_limit);
+    if (c->no_reflink)
+        json_object_set_new(args, "x-perf", json_pack("{s:b}", "use-copy-range", false));
     if (c->compress)
         json_object_set_new(args, "compress", json_true());
     if (c->cbw_timeout != UINT64_MAX)

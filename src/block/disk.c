@@ -101,6 +101,17 @@ int co_disk_write_zeroes(struct disk_user *u, uint64_t off, uint64_t len, unsign
     return leave(u, co_node_write_zeroes(n, off, len, flags));
 }
 
+int co_disk_clone(struct disk_user *u, uint64_t off, struct node *src, uint64_t src_off,
+                  uint64_t len)
+{
+    if (!may_write(u))
+        return -EPERM;
+
+    struct node *n = co_enter(u);
+
+    return leave(u, co_node_clone(n, off, src, src_off, len));
+}
+
 int co_disk_discard(struct disk_user *u, uint64_t off, uint64_t len)
 {
     if (!may_write(u))

@@ -31,6 +31,8 @@ MUST_CHECK int co_disk_pwritev(struct disk_user *u, uint64_t off, uint64_t len,
                                const struct iovec *iov, int niov, unsigned flags);
 MUST_CHECK int co_disk_write_zeroes(struct disk_user *u, uint64_t off, uint64_t len,
                                     unsigned flags);
+MUST_CHECK int co_disk_clone(struct disk_user *u, uint64_t off, struct node *src,
+                             uint64_t src_off, uint64_t len);
 MUST_CHECK int co_disk_discard(struct disk_user *u, uint64_t off, uint64_t len);
 MUST_CHECK int co_disk_flush(struct disk_user *u);
 MUST_CHECK int co_disk_status(struct disk_user *u, uint64_t off, uint64_t len,

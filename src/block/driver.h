@@ -49,12 +49,20 @@ struct driver {
     int (*co_write_zeroes)(struct node *n, uint64_t off, uint64_t len, unsigned flags);
     int (*co_discard)(struct node *n, uint64_t off, uint64_t len);
     int (*co_flush)(struct node *n);
+    /* Protocols: let [off, off+len) hold what is in @src, a node of this driver, from @src_off
+     * on, by sharing its storage. -ENOTSUP: not these two, or not this range; nothing is
+     * changed then. */
+    int (*co_clone)(struct node *n, uint64_t off, struct node *src, uint64_t src_off,
+                    uint64_t len);
     int (*co_status)(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
     bool (*co_resize)(struct node *n, uint64_t size, struct err *err);
 
     void (*get_info)(struct node *n, struct node_info *ret);   /* fill what differs */
     json_t *(*format_info)(struct node *n);
     void (*cancel_in_flight)(struct node *n);
+    /* Of drivers whose byte N is, as long as the node is open, byte N + this of the child
+     * `file`, and that have nothing to do for a request but to pass it on. NULL: others. */
+    uint64_t (*fixed_offset)(const struct node *n);
 
     /* Protocols: what can be known of the storage as it is now (keeper.h). Leave @ret alone
      * where nothing can. */

@@ -116,6 +116,12 @@ MUST_CHECK int co_node_pwrite(struct node *n, uint64_t off, uint64_t len, const 
 /* Any length. Falls back to writing zeros unless REQ_NO_FALLBACK, which makes it
  * -ENOTSUP (part of the range may be zeroed already then). */
 MUST_CHECK int co_node_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
+/* Let [off, off+len) of @n hold what [src_off, src_off+len) of @src holds while this runs,
+ * by sharing its storage (reflink): takes milliseconds, however long. -ENOTSUP: their
+ * drivers or the file system cannot, or not for this range; nothing is changed then. A
+ * write to @src meanwhile may be in or not. Both nodes on this loop. */
+MUST_CHECK int co_node_clone(struct node *n, uint64_t off, struct node *src, uint64_t src_off,
+                             uint64_t len);
 /* A hint: success does not mean that anything was freed, nor that it reads as
  * zero. Any length. */
 MUST_CHECK int co_node_discard(struct node *n, uint64_t off, uint64_t len);

@@ -6,6 +6,7 @@
  *
  *   reads    unaligned or too long (align.c); deep in a chain (a new stack)
  *   writes   the same; notifiers, detect-zeroes, tracking, emulated FUA
+ *   clones   down to the protocols, a funnel for each node on the way
  *
  * Zero writes and discards are in zeroes.c, status in status.c.
  */
@@ -145,6 +146,48 @@ int co_node_pwrite(struct node *n, uint64_t off, uint64_t len, const void *buf, 
     struct iovec iov = { (void *)buf, len };
 
     return co_node_pwritev(n, off, len, &iov, 1, flags);
+}
+
+/* ---- cloning -------------------------------------------------------------------- */
+
+/* The child that holds the bytes of @n as they are, *off in it instead of in @n; NULL:
+ * they are not simply in one. */
+static struct node *straight_below(const struct node *n, uint64_t *off)
+{
+    if (!n->drv->fixed_offset)
+        return NULL;
+    *off += n->drv->fixed_offset(n);
+    return edge_node(n->file);
+}
+
+int co_node_clone(struct node *n, uint64_t off, struct node *src, uint64_t src_off, uint64_t len)
+{
+    uint64_t at = off;
+    struct node *below;
+    struct request rq;
+
+    if (n->read_only)
+        return -EPERM;
+    if (!range_inside(n, off, len))
+        return -ENOSPC;
+    if (!range_inside(src, src_off, len))
+        return -EINVAL;
+    if (len == 0)
+        return 0;
+    while ((below = straight_below(src, &src_off)))
+        src = below;
+    below = straight_below(n, &at);
+    if (!below && (!n->drv->co_clone || src->drv != n->drv))
+        return -ENOTSUP;
+
+    int r = co_request_begin(&rq, n, off, len, 0);
+
+    if (r < 0)
+        return r;
+    r = below ? co_node_clone(below, at, src, src_off, len)
+              : n->drv->co_clone(n, off, src, src_off, len);
+    request_end(&rq);
+    return r;
 }
 
 /* ---- flush ---------------------------------------------------------------------- */

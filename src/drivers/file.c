@@ -224,6 +224,7 @@ const struct driver file_driver = {
     .co_write_zeroes = co_file_write_zeroes,
     .co_discard = co_file_discard,
     .co_flush = co_file_flush,
+    .co_clone = co_file_clone,
     .co_status = co_file_status,
     .co_resize = co_file_resize,
     .get_info = file_get_info,

@@ -2,7 +2,7 @@
  *
  * Private to the drivers `file` and `host_device`, which are one driver over a
  * descriptor: file.c reads and writes, file_open.c opens, file_space.c zeroes,
- * frees and resizes, file_status.c tells data from holes, host_device.c holds
+ * frees, clones and resizes, file_status.c tells data from holes, host_device.c holds
  * what is different for block devices.
  */
 #ifndef DRIVERS_FILE_H
@@ -58,6 +58,7 @@ int co_file_pwritev(struct node *n, uint64_t off, uint64_t len, const struct iov
 int co_file_flush(struct node *n);
 int co_file_write_zeroes(struct node *n, uint64_t off, uint64_t len, unsigned flags);
 int co_file_discard(struct node *n, uint64_t off, uint64_t len);
+int co_file_clone(struct node *n, uint64_t off, struct node *src, uint64_t src_off, uint64_t len);
 bool co_file_resize(struct node *n, uint64_t size, struct err *err);
 int co_file_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
 void file_get_info(struct node *n, struct node_info *ret);

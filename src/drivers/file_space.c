@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Space of a file or block device: zeroing and freeing ranges by fallocate, and
- * changing the size. fallocate runs in the engine's workers, never on the loop.
+ * Space of a file or block device: zeroing and freeing ranges by fallocate, sharing
+ * it with another file (reflink), and changing the size. All of it runs in the engine's
+ * workers, never on the loop.
  */
 #include "drivers/file.h"
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static bool not_supported(int r)
@@ -55,6 +58,53 @@ int co_file_discard(struct node *n, uint64_t off, uint64_t len)
     extent_cache_forget(&s->extents, off, len, r == 0 ? STATUS_ZERO : 0);
     return r;
 }
+
+/* ---- cloning ------------------------------------------------------------------- */
+
+struct cloning {
+    int fd;
+    struct file_clone_range range;
+};
+
+/* What is dirty is written back first: ioctl_ficlonerange does it too, but with the file
+ * locked, and its writers, guests perhaps, wait meanwhile. */
+static int clone_range(void *arg)
+{
+    const unsigned write_back = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                SYNC_FILE_RANGE_WAIT_AFTER;
+    struct cloning *j = arg;
+
+    if (sync_file_range((int)j->range.src_fd, (off_t)j->range.src_offset,
+                        (off_t)j->range.src_length, write_back) < 0)
+        return -errno;
+    return ioctl(j->fd, FICLONERANGE, &j->range) < 0 ? -errno : 0;
+}
+
+/* Not these files, or not this range: ioctl_ficlonerange(2). */
+static bool cannot_clone(int r)
+{
+    return not_supported(r) || r == -EXDEV || r == -EINVAL || r == -EPERM || r == -ETXTBSY ||
+           r == -EISDIR || r == -EBADF;
+}
+
+int co_file_clone(struct node *n, uint64_t off, struct node *src, uint64_t src_off, uint64_t len)
+{
+    struct file_state *s = n->state, *from = src->state;
+    struct cloning j = {
+        .fd = s->fd,
+        .range = { .src_fd = from->fd, .src_offset = src_off, .src_length = len,
+                   .dest_offset = off },
+    };
+    int r;
+
+    if (s->device || from->device || s->in_memory)
+        return -ENOTSUP;
+    r = co_offload_bulk(clone_range, &j);
+    extent_cache_forget(&s->extents, off, len, 0);
+    return cannot_clone(r) ? -ENOTSUP : r;
+}
+
+/* ---- size ---------------------------------------------------------------------- */
 
 struct resizing {
     int fd;

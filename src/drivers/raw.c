@@ -111,6 +111,11 @@ static bool co_raw_resize(struct node *n, uint64_t size, struct err *err)
     return true;
 }
 
+static uint64_t raw_fixed_offset(const struct node *n)
+{
+    return shifted(n, 0);
+}
+
 static void raw_cancel_in_flight(struct node *n)
 {
     node_cancel_in_flight(child(n));
@@ -170,4 +175,5 @@ const struct driver raw_driver = {
     .co_resize = co_raw_resize,
     .get_info = raw_get_info,
     .cancel_in_flight = raw_cancel_in_flight,
+    .fixed_offset = raw_fixed_offset,
 };

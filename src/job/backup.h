@@ -68,6 +68,8 @@ struct backup_opts {
     struct view_opts view;
     bool auto_finalize, auto_dismiss;
     struct job_txn *txn;         /* the job ends together with others; NULL: alone */
+    bool reflink;                /* the target may share the source's storage where the file
+                                  * system can: a full copy of a raw file takes milliseconds */
     uint32_t max_workers;        /* parallel copies at most, > 0; bounded by
                                   * LIMIT_BACKUP_WORKERS; depth.h says how many it takes */
     uint64_t max_chunk;          /* longest single copy, bytes; 0: choose */
@@ -81,6 +83,7 @@ struct backup_opts {
         .view = VIEW_OPTS_DEFAULT, \
         .auto_finalize = true, \
         .auto_dismiss = true, \
+        .reflink = true, \
         .max_workers = BACKUP_MAX_WORKERS_DEFAULT, \
         .max_chunk = BACKUP_MAX_CHUNK_DEFAULT, \
     }

@@ -10,6 +10,8 @@ struct task {
     struct list link;              /* copier->finished, or copier->idle for its buffer */
     struct copier *c;
     struct copied result;
+    uint64_t off, len;             /* of the work, what is copied now: what buf has room for */
+    bool cloned;                   /* the target may hold more than zeros there */
     uint8_t *buf;                  /* NULL until the first copy */
     uint8_t *below;                /* the same, of what the target reads already */
 };
@@ -80,7 +82,6 @@ unsigned copier_in_flight(const struct copier *c)
 static int co_read(struct task *t)
 {
     struct copier *c = t->c;
-    struct work *w = &t->result.work;
 
     t->result.op = JOB_OP_READ;
     if (c->abandoned)
@@ -89,16 +90,15 @@ static int co_read(struct task *t)
         t->buf = try_alloc_aligned(c->o.max_copy);
     if (!t->buf)
         return -ENOMEM;
-    return co_view_read(c->o.view, w->off, w->len, t->buf, REQ_BULK);
+    return co_view_read(c->o.view, t->off, t->len, t->buf, REQ_BULK);
 }
 
 /* What the target reads where this piece goes: zeros behind the end of what is below. */
 static int co_read_below(struct task *t)
 {
     struct copier *c = t->c;
-    struct work *w = &t->result.work;
     uint64_t size = c->o.below ? node_size(c->o.below) : 0;
-    uint64_t have = w->off < size ? MIN(w->len, size - w->off) : 0;
+    uint64_t have = t->off < size ? MIN(t->len, size - t->off) : 0;
 
     if (!c->o.below)
         return 0;
@@ -106,8 +106,8 @@ static int co_read_below(struct task *t)
         t->below = try_alloc_aligned(c->o.max_copy);
     if (!t->below)
         return -ENOMEM;
-    memset(t->below + have, 0, w->len - have);
-    return have ? co_node_pread(c->o.below, w->off, have, t->below, REQ_BULK) : 0;
+    memset(t->below + have, 0, t->len - have);
+    return have ? co_node_pread(c->o.below, t->off, have, t->below, REQ_BULK) : 0;
 }
 
 /* What does not make a whole unit cannot be compressed: the last sector of a target
@@ -140,12 +140,12 @@ static enum run_kind kind_of(const struct task *t, uint64_t at, uint64_t len)
 static int co_write_run(struct task *t, enum run_kind kind, uint64_t at, uint64_t len)
 {
     struct copier *c = t->c;
-    uint64_t off = t->result.work.off + at;
+    uint64_t off = t->off + at;
     struct iovec iov = { t->buf + at, len };
 
     if (c->abandoned)
         return -ECANCELED;
-    if (kind == RUN_SAME || (kind == RUN_ZERO && c->o.target_is_zero))
+    if (kind == RUN_SAME || (kind == RUN_ZERO && c->o.target_is_zero && !t->cloned))
         return 0;
     if (kind == RUN_ZERO)
         return co_disk_write_zeroes(c->o.target, off, len, REQ_BULK | REQ_MAY_UNMAP);
@@ -156,7 +156,7 @@ static int co_write_run(struct task *t, enum run_kind kind, uint64_t at, uint64_
 
 static int co_write(struct task *t)
 {
-    uint64_t len = t->result.work.len, unit = t->c->o.zero_unit;
+    uint64_t len = t->len, unit = t->c->o.zero_unit;
     uint64_t at = 0, end = 0;
     enum run_kind kind = RUN_DATA;
     int r = 0;
@@ -173,6 +173,55 @@ static int co_write(struct task *t)
         end = MIN(len, end + unit);
     }
     return r;
+}
+
+static int co_copy_range(struct task *t, uint64_t off, uint64_t len)
+{
+    int r = 0;
+
+    for (uint64_t end = off + len; r == 0 && off < end; off += t->len) {
+        t->off = off;
+        t->len = MIN(end - off, t->c->o.max_copy);
+        r = co_read(t);
+        if (r == 0)
+            r = co_read_below(t);
+        if (r == 0)
+            r = co_write(t);
+    }
+    return r;
+}
+
+/* Have the target share the source's storage, and put right what guests had changed
+ * there: as a view is read (I-V5), what is captured is looked up behind the cloning. */
+static int co_clone(struct task *t)
+{
+    struct copier *c = t->c;
+    uint64_t from = t->result.work.off, end = from + t->result.work.len, off, len;
+    int r = co_disk_clone(c->o.target, from, view_node(c->o.view), from, end - from);
+
+    while (r == 0 && !c->abandoned && view_next_captured(c->o.view, from, &off, &len) &&
+           off < end) {
+        from = MIN(off + len, end);
+        r = co_copy_range(t, off, from - off);
+    }
+    if (c->abandoned)
+        return -ECANCELED;
+    return r < 0 ? r : view_error(c->o.view, NULL);
+}
+
+static int co_copy(struct task *t)
+{
+    struct copier *c = t->c;
+    struct work *w = &t->result.work;
+
+    if (c->abandoned)
+        return -ECANCELED;
+    t->cloned = c->o.clone;
+    t->result.op = JOB_OP_WRITE;
+    /* Whatever is wrong with cloning, copying may do, or says what is wrong. */
+    if (c->o.clone && w->tries == 0 && co_clone(t) == 0)
+        return 0;
+    return co_copy_range(t, w->off, w->len);
 }
 
 /* Zeros, as far as the target does not read zeros already because of what is below it.
@@ -201,15 +250,11 @@ static int co_do(struct task *t)
 {
     struct disk_user *target = t->c->o.target;
     struct work *w = &t->result.work;
-    int r;
 
     t->result.op = JOB_OP_WRITE;
     switch (w->kind) {
     case WORK_COPY:
-        r = co_read(t);
-        if (r == 0)
-            r = co_read_below(t);
-        return r < 0 ? r : co_write(t);
+        return co_copy(t);
     case WORK_ZERO:
         if (t->c->o.below)
             return co_zero_over(t, t->c->o.below);

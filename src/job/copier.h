@@ -21,7 +21,8 @@ struct copier;
 struct copier_opts {
     struct view *view;             /* a reference is taken until the copier is abandoned */
     struct disk_user *target;      /* owned: closed with the last piece of work */
-    uint64_t max_copy;             /* longest WORK_COPY */
+    uint64_t max_copy;             /* bytes of a buffer; a longer WORK_COPY goes in pieces */
+    bool clone;                    /* share the source's storage where that works (reflink) */
     uint64_t zero_unit;            /* zeros are looked for in pieces of this size */
     uint64_t compress_unit;        /* data is stored compressed, in whole units; 0: it is not */
     bool target_is_zero;           /* zeros inside of data need not be written */

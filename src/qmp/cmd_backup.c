@@ -47,7 +47,8 @@ static const struct schema_type perf_args_type = {
     .name = "BackupPerf", .kind = SCHEMA_STRUCT, .size = sizeof(struct perf_args),
     .members = (const struct schema_member[]){
         SCHEMA_OPTIONAL(struct perf_args, use_copy_range, "use-copy-range", &schema_bool,
-                        "no effect"),
+                        "a raw copy may share the source's storage (reflink) where the file "
+                        "system can; on unless given"),
         SCHEMA_OPTIONAL(struct perf_args, max_workers, "max-workers", &schema_int,
                         "copies at the same time"),
         SCHEMA_OPTIONAL(struct perf_args, max_chunk, "max-chunk", &schema_int,
@@ -219,6 +220,8 @@ static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_
     o->on_target_error = (enum backup_on_error)a->on_target_error;
     o->auto_finalize = !a->has_auto_finalize || a->auto_finalize;
     o->auto_dismiss = !a->has_auto_dismiss || a->auto_dismiss;
+    if (a->x_perf.has_use_copy_range)
+        o->reflink = a->x_perf.use_copy_range;
     if (a->x_perf.has_max_workers)
         o->max_workers = (uint32_t)MIN(a->x_perf.max_workers, (int64_t)LIMIT_BACKUP_WORKERS);
     o->max_chunk = (uint64_t)a->x_perf.max_chunk;

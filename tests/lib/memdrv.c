@@ -150,7 +150,7 @@ static int co_enter(struct node *n, enum mem_op op, uint64_t off, uint64_t len, 
         assert(!n->limits.max_transfer || len <= n->limits.max_transfer);
     if (op == MEM_ZERO || op == MEM_DISCARD)
         assert(!n->limits.max_zeroes || len <= n->limits.max_zeroes);
-    if (op == MEM_WRITE || op == MEM_ZERO || op == MEM_DISCARD)
+    if (op == MEM_WRITE || op == MEM_ZERO || op == MEM_DISCARD || op == MEM_CLONE)
         assert(!n->read_only);
     m->log = xrealloc(m->log, (m->n_log + 1) * sizeof(*m->log));
     m->log[m->n_log++] = (struct mem_record){ op, off, len, flags };
@@ -240,6 +240,28 @@ static int co_mem_discard(struct node *n, uint64_t off, uint64_t len)
         return leave(m, r);
     mem_fill(m, off, len, MEM_IS_ZERO, 0);
     return leave(m, 0);
+}
+
+/* Piece by piece: what is written to the source meanwhile is in or not. */
+static int co_mem_clone(struct node *n, uint64_t off, struct node *src, uint64_t src_off,
+                        uint64_t len)
+{
+    struct mem *m = n->state, *from = src->state;
+    const uint64_t piece = 4096;
+    int r;
+
+    if (!m->clones || n->backing || src->backing)
+        return -ENOTSUP;
+    r = co_enter(n, MEM_CLONE, off, len, 0);
+    for (uint64_t at = 0; r == 0 && at < len; at += piece) {
+        uint64_t part = MIN(piece, len - at);
+
+        memcpy(m->data + off + at, from->data + src_off + at, part);
+        memcpy(m->kind + off + at, from->kind + src_off + at, part);
+        if (m->dawdle)
+            co_yield_times(test_random(&m->seed, m->dawdle + 1));
+    }
+    return leave(m, r);
 }
 
 static int co_mem_flush(struct node *n)
@@ -334,6 +356,7 @@ static const struct driver mem_driver = {
     .co_write_zeroes = co_mem_write_zeroes,
     .co_discard = co_mem_discard,
     .co_flush = co_mem_flush,
+    .co_clone = co_mem_clone,
     .co_status = co_mem_status,
     .co_resize = co_mem_resize,
     .co_detach = co_mem_detach,

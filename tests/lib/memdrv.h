@@ -13,7 +13,8 @@
 #include "loop/co_sync.h"
 
 enum mem_op {
-    MEM_READ, MEM_WRITE, MEM_ZERO, MEM_DISCARD, MEM_FLUSH, MEM_STATUS, MEM_DETACH, MEM_ATTACH,
+    MEM_READ, MEM_WRITE, MEM_ZERO, MEM_DISCARD, MEM_CLONE, MEM_FLUSH, MEM_STATUS, MEM_DETACH,
+    MEM_ATTACH,
     MEM_OPS
 };
 
@@ -35,6 +36,7 @@ struct mem {
     size_t n_log;
 
     int fails[MEM_OPS];          /* -errno that the operation gives; 0: it works */
+    bool clones;                 /* clones other such disks that have no backing */
     bool held[MEM_OPS];          /* it waits until mem_release */
     struct waitq gate;
     uint64_t dawdle;             /* up to so many co_yield before it acts */
