@@ -5,6 +5,7 @@
  * written meanwhile; else it is a file that nobody has open, served by a daemon
  * for the time of the backup (local_daemon.c), so that both are the same.
  */
+#include "app/backup_chain.h"
 #include "app/backup_run.h"
 #include "app/cli.h"
 #include "app/human.h"
@@ -35,6 +36,8 @@ struct backup_command {
     struct cli_list image_dirs;
     uint64_t speed, scratch_limit, cbw_timeout;
     bool compress, force, no_reflink;
+    struct backup_chain chain;
+    bool published;                /* the target has its name */
 
     struct interrupt interrupt;
     struct local_daemon local;
@@ -48,6 +51,11 @@ struct backup_command {
 
 /* ---- arguments ------------------------------------------------------------------------ */
 
+static const char *sync_name(const struct backup_command *c)
+{
+    return c->chain.incremental ? "incremental" : sync_names[c->sync];
+}
+
 static bool is_qcow2(const struct backup_command *c)
 {
     return strcmp(c->format ? c->format : image_format_by_name(c->target_name), "qcow2") == 0;
@@ -60,6 +68,16 @@ static int parse(struct backup_command *c, int argc, char **argv)
           "full: everything, stands alone. top: what the topmost image holds, over the same "
           "backing file. none: old data, as it is overwritten from now on, over the disk itself; "
           "until Ctrl-C or 'stillpoint complete'", sync_names },
+        { "bitmap", 0, CLI_TEXT, &c->chain.bitmap, "NAME",
+          "from this backup on have the disk's dirty bitmap NAME tell what changes, for "
+          "incremental backups; it is made if it is not there" },
+        { "incremental", 0, CLI_FLAG, &c->chain.incremental, NULL,
+          "only what --bitmap tells has changed since the backup before" },
+        { "backing", 0, CLI_TEXT, &c->chain.backing, "FILE",
+          "with --incremental: the backup before, which TARGET stands on" },
+        { "bitmap-mode", 0, CLI_CHOICE, &c->chain.mode, NULL,
+          "when the bitmap begins anew: when the backup succeeds; never; always, as far as it "
+          "came. On success unless given", backup_chain_modes },
         { "control", 0, CLI_TEXT, &c->control, "PATH",
           "the daemon's control socket; $STILLPOINT_CONTROL unless given; '' for none" },
         { "format", 'f', CLI_TEXT, &c->format, "FORMAT",
@@ -91,7 +109,9 @@ static int parse(struct backup_command *c, int argc, char **argv)
         "that no process has open. TARGET is a file, a block device or an NBD URI. A file is\n"
         "there under its name only when the backup is whole (except with --sync none).",
         options,
-        "  stillpoint backup disk monday.qcow2 --control control.sock --speed 100M",
+        "  stillpoint backup disk monday.qcow2 --control control.sock --bitmap daily\n"
+        "  stillpoint backup disk tuesday.qcow2 --control control.sock --bitmap daily \\\n"
+        "      --incremental --backing monday.qcow2",
     };
     int first, status = -1;
 
@@ -106,6 +126,8 @@ static int parse(struct backup_command *c, int argc, char **argv)
                           c->control);
     if (!c->control && c->sync == SYNC_NONE)
         return cli_misuse("backup", "--sync none is for a disk that is served: say --control");
+    if (backup_chain_misuse(&c->chain, sync_names[c->sync]))
+        return cli_misuse("backup", "%s", backup_chain_misuse(&c->chain, sync_names[c->sync]));
     if (c->compress && !is_qcow2(c))
         return cli_misuse("backup", "--compress needs a TARGET that can hold compressed data: a "
                           "name that ends in .qcow2, or --format qcow2");
@@ -133,7 +155,8 @@ static bool open_source(struct backup_command *c)
     struct err *err = &c->run.err;
     const char *format = image_format_to_read(c->source, c->source_format, err);
     struct open_file_opts o = {
-        .filename = c->source, .format = format, .read_only = true, .node_name = LOCAL_NODE,
+        .filename = c->source, .format = format, .node_name = LOCAL_NODE,
+        .read_only = !c->chain.bitmap,     /* which is kept in the image */
     };
     json_t *options;
 
@@ -182,7 +205,7 @@ static void set_optional(json_t *args, const char *key, uint64_t value)
         json_object_set_new(args, key, json_integer((json_int_t)value));
 }
 
-static json_t *job_arguments(struct backup_command *c)
+static json_t *job_arguments(struct backup_command *c, bool make_bitmap)
 {
     struct err *err = &c->run.err;
     json_t *target = path_json(target_name_job_path(&c->target), err);
@@ -196,6 +219,10 @@ static json_t *job_arguments(struct backup_command *c)
                      "absolute-paths", "job-id", c->job);
     if (!args) {
         err_set(err, -EILSEQ, "The name of the job or format has bytes that are not UTF-8");
+        return NULL;
+    }
+    if (!backup_chain_arguments(&c->chain, make_bitmap, args, err)) {
+        json_decref(args);
         return NULL;
     }
     set_optional(args, "speed", c->speed);
@@ -223,12 +250,12 @@ static json_t *job_arguments(struct backup_command *c)
 static char *default_job_id(const struct backup_command *c)
 {
     CLEANUP(free) char *disk = c->control ? xstrdup(c->source) : image_disk_name(c->source);
-    char *id = xasprintf("%s-%s", disk, sync_names[c->sync]);
+    char *id = xasprintf("%s-%s", disk, sync_name(c));
 
     if (c->control || job_id_wellformed(id))
         return id;
     free(id);
-    return xasprintf("backup-%s", sync_names[c->sync]);
+    return xasprintf("backup-%s", sync_name(c));
 }
 
 /* "a, b and c" of the disks that the daemon serves. */
@@ -265,6 +292,8 @@ static bool explain_refusal(struct backup_command *c)
 
     if (c->control && strstr(err->text, "Cannot find device="))
         return no_such_disk(c);
+    if (backup_chain_explain(&c->chain, c->source, err))
+        return false;
     if (strstr(err->text, "Backing file not supported"))
         return err_set(err, err->code, "'%s' stands on a backing file, and so must a backup with "
                        "--sync top: a TARGET that ends in .qcow2, or --format qcow2", c->source);
@@ -274,18 +303,24 @@ static bool explain_refusal(struct backup_command *c)
     return false;
 }
 
+static bool ask_for_job(struct backup_command *c, bool make_bitmap)
+{
+    json_t *args = job_arguments(c, make_bitmap);
+
+    return args && backup_run_start(&c->run, args);
+}
+
 static bool start_job(struct backup_command *c)
 {
-    json_t *args = job_arguments(c);
-
-    if (!args || !backup_run_start(&c->run, args))
+    if (!ask_for_job(c, false) && (!backup_chain_has_to_make(&c->chain, &c->run.err) ||
+                                   !ask_for_job(c, true)))
         return explain_refusal(c);
     target_name_hold(&c->target);
     c->instant = time(NULL);
     progress_event(&c->progress,
                    json_pack("{s:s, s:s, s:o, s:o, s:s, s:I}", "event", "started", "job", c->job,
                              "source", schema_json_str(c->source), "target",
-                             schema_json_str(c->target.path), "sync", sync_names[c->sync],
+                             schema_json_str(c->target.path), "sync", sync_name(c),
                              "time", (json_int_t)c->instant));
     if (c->sync == SYNC_NONE && progress_for_people(&c->progress))
         printf("The instant is taken; Ctrl-C or 'stillpoint complete %s' ends the backup\n",
@@ -343,12 +378,34 @@ static int tell_failed(struct backup_command *c)
     return cli_fail("backup", &c->run.err);
 }
 
+/* The target is closed, and gets its name. Only then may the bitmap forget what it knows:
+ * whoever kills this command in between has the same changes in the next backup. */
+static enum backup_end publish_and_finalize(struct backup_command *c)
+{
+    enum backup_end end;
+    struct err why = ERR_INIT;
+
+    c->published = target_name_publish(&c->target, &why);
+    end = backup_run_finalize(&c->run, c->published);
+    if (!c->published) {
+        c->run.err = why;
+        return BACKUP_END_FAILED;
+    }
+    if (end != BACKUP_END_DONE) {
+        c->target.given_up = true;
+        err_prefix(&c->run.err, "The backup '%s' is whole, but its changes will be in the next "
+                   "one again: ", c->target_name);
+        return BACKUP_END_FAILED;
+    }
+    return end;
+}
+
 /* From a job that was started, or not, to an exit status. */
 static int finish(struct backup_command *c, enum backup_end end)
 {
     progress_clear(&c->progress);
     /* The target is closed when the job's end is told, unless it hangs. */
-    if (end == BACKUP_END_DONE && !target_name_publish(&c->target, &c->run.err))
+    if (end == BACKUP_END_DONE && !c->published && !target_name_publish(&c->target, &c->run.err))
         end = BACKUP_END_FAILED;
     switch (end) {
     case BACKUP_END_DONE:
@@ -362,6 +419,8 @@ static int finish(struct backup_command *c, enum backup_end end)
     case BACKUP_END_CANCELLED:
     case BACKUP_END_GIVEN_UP:
         return tell_cancelled(c, end == BACKUP_END_GIVEN_UP);
+    case BACKUP_END_PENDING:
+        break;
     }
     abort();
 }
@@ -373,7 +432,8 @@ static enum backup_end run_job(struct backup_command *c)
         .in_place = c->sync == SYNC_NONE,
     };
 
-    if (connect_daemon(c) && target_name_init(&c->target, &o, &c->run.err) && start_job(c))
+    if (connect_daemon(c) && target_name_init(&c->target, &o, &c->run.err) &&
+        backup_chain_settle(&c->chain, &c->target, &c->run.err) && start_job(c))
         return backup_run_wait(&c->run);
     if (c->run.err.code != -EINTR)
         return BACKUP_END_FAILED;
@@ -391,7 +451,9 @@ static const char *last_part(const char *name)
 
 int cmd_backup(int argc, char **argv)
 {
-    struct backup_command c = { .cbw_timeout = UINT64_MAX, .run.err = ERR_INIT };
+    struct backup_command c = {
+        .cbw_timeout = UINT64_MAX, .run.err = ERR_INIT, .chain.mode = -1,
+    };
     int status = parse(&c, argc, argv);
     enum backup_end end;
 
@@ -411,10 +473,13 @@ int cmd_backup(int argc, char **argv)
     c.run.job = c.job;
     c.run.open_ended = c.sync == SYNC_NONE;
     end = run_job(&c);
+    if (end == BACKUP_END_PENDING)
+        end = publish_and_finalize(&c);
     /* A local daemon is gone before its target is renamed or removed. */
     disconnect(&c, end == BACKUP_END_GIVEN_UP);
     status = finish(&c, end);
     target_name_done(&c.target);
+    backup_chain_done(&c.chain);
     interrupt_done(&c.interrupt);
     free(c.job);
     free(c.what);

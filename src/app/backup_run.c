@@ -142,7 +142,14 @@ static enum backup_end completed(struct backup_run *r, const json_t *data)
     return BACKUP_END_FAILED;
 }
 
-/* Whether @event is the end of the job. */
+static bool is_pending(const struct backup_run *r, const json_t *data)
+{
+    const char *id = json_string_value(json_object_get(data, "id"));
+
+    return id && strcmp(id, r->job) == 0;
+}
+
+/* Whether @event is the end of the job, or as good. */
 static bool is_end(struct backup_run *r, const json_t *event, enum backup_end *ret)
 {
     const char *name = json_string_value(json_object_get(event, "event"));
@@ -150,6 +157,10 @@ static bool is_end(struct backup_run *r, const json_t *event, enum backup_end *r
 
     if (name && strcmp(name, "SHUTDOWN") == 0)
         r->shut_down = true;
+    if (name && strcmp(name, "BLOCK_JOB_PENDING") == 0 && is_pending(r, data)) {
+        *ret = BACKUP_END_PENDING;
+        return true;
+    }
     if (!name || !is_ours(r, data))
         return false;
     if (strcmp(name, "BLOCK_JOB_COMPLETED") == 0) {
@@ -164,6 +175,16 @@ static bool is_end(struct backup_run *r, const json_t *event, enum backup_end *r
         *ret = BACKUP_END_FAILED;
     }
     return true;
+}
+
+enum backup_end backup_run_finalize(struct backup_run *r, bool well)
+{
+    json_t *args = json_pack("{s:s}", "id", r->job);
+
+    if (!qmp_client_execute_until(r->client, DEADLINE_NEVER, well ? "job-finalize" : "job-cancel",
+                                  args, NULL, &r->err))
+        return BACKUP_END_FAILED;
+    return backup_run_wait(r);
 }
 
 enum backup_end backup_run_wait(struct backup_run *r)

@@ -11,6 +11,7 @@
 
 enum backup_end {
     BACKUP_END_DONE,           /* everything is on the target, flushed */
+    BACKUP_END_PENDING,        /* the same, and backup_run_finalize is waited for */
     BACKUP_END_FAILED,         /* .err tells why */
     BACKUP_END_CANCELLED,      /* by Ctrl-C, or by somebody else */
     BACKUP_END_GIVEN_UP,       /* nobody knows: the user would not wait for the end */
@@ -36,7 +37,10 @@ struct backup_run {
  * been taken. False with .err. */
 MUST_CHECK bool backup_run_start(struct backup_run *r, json_t *args);
 
-/* See the job to its end. */
+/* See the job to its end, or to where it waits to be finalized. */
 enum backup_end backup_run_wait(struct backup_run *r);
+
+/* It waits: end it well, or as if it had been cancelled. */
+enum backup_end backup_run_finalize(struct backup_run *r, bool well);
 
 #endif

@@ -9,6 +9,7 @@
  *   model_shadow.c   what the disk has to be, and to have been
  *   model_guest.c    writers
  *   model_run.c      one backup from its start to the comparison
+ *   model_chain.c    one after the other by a bitmap, full and incremental
  *   model_backup.c   main: seeds, one run after the other
  */
 #ifndef TESTS_MODEL_H
@@ -31,6 +32,7 @@ struct model {
     const char *dir;             /* of this run's images */
     bool peers;                  /* let qemu-img judge as well */
     bool verbose;
+    bool chains;                 /* of backups by bitmaps, and fewer others */
 
     uint64_t size;
     enum model_format format;
@@ -84,6 +86,8 @@ void co_image_create(struct model *m, struct image *im, const struct image_opts 
 void co_image_open(struct model *m, struct image *im, bool backing, bool read_only);
 void co_image_close(struct image *im);
 void image_delete(struct image *im);
+/* Whether its file is open in a node still. */
+bool image_is_open(const struct image *im);
 
 /* ---- guest --------------------------------------------------------------------- */
 
@@ -119,5 +123,9 @@ uint8_t *co_guest_read(struct model *m);
 /* ---- one backup ---------------------------------------------------------------- */
 
 void co_model_backup(struct model *m, unsigned index);
+
+/* ---- backups by a bitmap ------------------------------------------------------- */
+
+void co_model_chain(struct model *m, unsigned index);
 
 #endif

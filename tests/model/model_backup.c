@@ -3,7 +3,7 @@
  * The seeded model: see model.h.
  *
  *   model_backup [--engine uring|pool|auto] [--seeds A..B | --seed N] [--for SECONDS]
- *                [--dir DIR] [--peers] [--verbose]
+ *                [--chains] [--dir DIR] [--peers] [--verbose]
  *
  * Exit status 0 when every seed passed, 1 with the seed on standard error, 77 when
  * the engine cannot be had here.
@@ -23,7 +23,7 @@ struct settings {
     uint64_t first, last;
     unsigned seconds;            /* 0: as long as there are seeds */
     const char *dir;
-    bool peers, verbose;
+    bool peers, verbose, chains;
 };
 
 void model_fail(struct model *m, const char *fmt, ...)
@@ -70,6 +70,27 @@ static void co_backups(void *arg)
     waitq_wake_all(&c->done);
 }
 
+static void co_chain(void *arg)
+{
+    struct backup_crew *c = arg;
+
+    co_model_chain(c->m, c->next++);
+    c->left--;
+    waitq_wake_all(&c->done);
+}
+
+static void start_backups(struct model *m, struct backup_crew *c)
+{
+    unsigned chains = m->chains ? 1 + model_random(m, 2) : 0;
+    unsigned others = m->chains ? model_random(m, 2) : 1 + model_random(m, 2);
+
+    c->left = chains + others;
+    while (chains--)
+        co_start(co_chain, c);
+    while (others--)
+        co_start(co_backups, c);
+}
+
 static void count_node(struct node *n, void *arg)
 {
     ++*(unsigned *)arg;
@@ -94,7 +115,7 @@ static void co_seed(void *arg)
 {
     struct model *m = arg;
     struct image source = { 0 }, backing = { 0 };
-    struct backup_crew crew = { .m = m, .left = 1 + model_random(m, 2) };
+    struct backup_crew crew = { .m = m };
     uint8_t *end;
 
     list_init(&m->writing);
@@ -104,8 +125,7 @@ static void co_seed(void *arg)
     waitq_init(&crew.done);
     co_guest_begin(m, &source, &backing);
     guest_start_writers(m, 1 + model_random(m, 6));
-    for (unsigned i = crew.left; i; i--)
-        co_start(co_backups, &crew);
+    start_backups(m, &crew);
     while (crew.left)
         co_waitq_wait(&crew.done);
     m->stop = true;
@@ -137,7 +157,7 @@ static void run_seed(const struct settings *s, uint64_t seed, const char *dir,
 {
     struct err err = ERR_INIT;
     struct model m = { .seed = seed, .rng = seed, .dir = dir, .peers = s->peers,
-                       .verbose = s->verbose };
+                       .verbose = s->verbose, .chains = s->chains };
     struct loop *loop = loop_new(s->engine, "model", &err);
 
     if (!loop)
@@ -160,7 +180,7 @@ static void run_seed(const struct settings *s, uint64_t seed, const char *dir,
 static void usage(void)
 {
     fprintf(stderr, "usage: model_backup [--engine uring|pool|auto] [--seeds A..B | --seed N] "
-            "[--for SECONDS] [--dir DIR] [--peers] [--verbose]\n");
+            "[--for SECONDS] [--chains] [--dir DIR] [--peers] [--verbose]\n");
     exit(2);
 }
 
@@ -192,7 +212,8 @@ static void parse(struct settings *s, int argc, char **argv)
         { "engine", required_argument, NULL, 'e' }, { "seeds", required_argument, NULL, 's' },
         { "seed", required_argument, NULL, 's' },   { "for", required_argument, NULL, 'f' },
         { "dir", required_argument, NULL, 'd' },    { "peers", no_argument, NULL, 'p' },
-        { "verbose", no_argument, NULL, 'v' },      { 0 },
+        { "verbose", no_argument, NULL, 'v' },      { "chains", no_argument, NULL, 'c' },
+        { 0 },
     };
     int c;
 
@@ -212,6 +233,9 @@ static void parse(struct settings *s, int argc, char **argv)
             break;
         case 'p':
             s->peers = true;
+            break;
+        case 'c':
+            s->chains = true;
             break;
         case 'v':
             s->verbose = true;

@@ -75,6 +75,28 @@ void co_image_close(struct image *im)
     co_node_unref(MOVE(im->node));
 }
 
+struct search {
+    const char *path;
+    bool found;
+};
+
+static void look_at(struct node *n, void *arg)
+{
+    CLEANUP(free) struct node_info *info = xnew(struct node_info);
+    struct search *s = arg;
+
+    node_get_info(n, info);
+    s->found |= strcmp(info->filename, s->path) == 0;
+}
+
+bool image_is_open(const struct image *im)
+{
+    struct search s = { .path = im->path };
+
+    node_for_each(look_at, &s);
+    return s.found;
+}
+
 void image_delete(struct image *im)
 {
     unlink(im->path);

@@ -3,45 +3,13 @@
  * One backup of the model: options and trouble by chance, the start behind shut
  * doors, steering while it runs, and what has to be true when it has ended.
  */
-#include "model.h"
+#include "model_run.h"
 #include "base/mem.h"
 #include "drivers/fault.h"
 #include <stdio.h>
 #include <sys/wait.h>
 
 #define STUCK_NS (30 * NSEC_PER_SEC)
-
-enum trouble {
-    TROUBLE_NONE,
-    TROUBLE_CANCEL,          /* by force, at some time */
-    TROUBLE_SLOW,            /* the target dawdles */
-    TROUBLE_SLOW_SOURCE,     /* the source does, with writes */
-    TROUBLE_TARGET_ERROR,
-    TROUBLE_FLUSH_ERROR,
-    TROUBLE_HANG,            /* the target hangs; a cancel has to end the job */
-    TROUBLE_SOURCE_ERROR,
-    TROUBLES,
-};
-
-struct run {
-    struct model *m;
-    enum trouble trouble;
-    struct backup_opts o;
-    char id[16];
-    struct image target;
-    bool fresh;              /* nothing was in the target before */
-    struct shadow frozen;
-    struct watch watch;      /* of the start */
-    struct job *job;
-    uint64_t ends_at;        /* sync=none is completed, or a cancel comes */
-    bool ended;              /* it was asked to end */
-    bool cancelled;          /* by a cancel */
-    bool resting;            /* the writers are held */
-
-    bool finished;
-    int ret;
-    struct err err;
-};
 
 static void on_finished(void *arg, struct job *job, int ret, const struct err *err)
 {
@@ -69,6 +37,12 @@ static void pick_view(struct run *r)
     struct model *m = r->m;
 
     v->scratch_dir = m->dir;
+    if (r->trouble == TROUBLE_BREAK) {
+        v->scratch_dir = NULL;
+        v->scratch_memory = 2 * VIEW_GRANULE;
+        v->cbw_timeout_ns = NSEC_PER_MSEC;
+        return;
+    }
     if (one_in(m, 2))
         v->scratch_memory = model_random(m, 64) * VIEW_GRANULE;
     /* Where guests have to wait for the drain the target must not stand still. */
@@ -77,13 +51,13 @@ static void pick_view(struct run *r)
     m->limited |= v->scratch_limit != 0;
 }
 
-static void pick_trouble(struct run *r)
+static void pick_trouble(struct run *r, unsigned troubles)
 {
     struct model *m = r->m;
 
     if (one_in(m, 2))
         return;
-    r->trouble = model_random(m, TROUBLES);
+    r->trouble = model_random(m, troubles);
     if (r->trouble == TROUBLE_HANG && !one_in(m, 4))   /* each costs its grace */
         r->trouble = TROUBLE_NONE;
     r->o.on_target_error = model_random(m, BACKUP_ON_ERROR_AUTO + 1);
@@ -96,7 +70,7 @@ static void add_trouble(struct run *r)
     struct model *m = r->m;
     struct fault_rule rule = {
         .op = ops[model_random(m, ARRAY_SIZE(ops))],
-        .nth = 1 + model_random(m, 30),
+        .nth = 1 + model_random(m, one_in(m, 2) ? 4 : 30),
         .once = true,
     };
 
@@ -143,6 +117,20 @@ static void co_litter(struct run *r)
         model_fail(r->m, "cannot litter the target: %s", strerror(-ret));
 }
 
+void run_pick(struct run *r, unsigned troubles)
+{
+    struct model *m = r->m;
+
+    pick_trouble(r, troubles);
+    pick_view(r);
+    r->o.auto_finalize = r->trouble != TROUBLE_CANCEL_PENDING;
+    r->o.max_workers = 1 + model_random(m, 16);
+    if (one_in(m, 2))
+        r->o.max_chunk = 512 * KiB << model_random(m, 3);
+    if (one_in(m, 4))
+        r->o.speed = 1 * MiB + model_random(m, 32 * MiB);
+}
+
 static void co_make_target(struct run *r)
 {
     struct model *m = r->m;
@@ -165,11 +153,6 @@ static void co_make_target(struct run *r)
     if (!r->fresh)
         co_litter(r);
     r->o.target_is_zero = r->fresh && !o.backing;
-    r->o.max_workers = 1 + model_random(m, 16);
-    if (one_in(m, 2))
-        r->o.max_chunk = 512 * KiB << model_random(m, 3);
-    if (one_in(m, 4))
-        r->o.speed = 1 * MiB + model_random(m, 32 * MiB);
 }
 
 /* ---- steering ------------------------------------------------------------------------------- */
@@ -220,6 +203,15 @@ static void steer(struct run *r)
     (void)accepted;      /* refused when the job is just coming to its end */
 }
 
+/* The work is done, and how it ended is not final yet. */
+static void end_pending(struct run *r)
+{
+    if (one_in(r->m, 2))
+        r->cancelled = job_cancel(r->job, true, NULL);
+    else if (!job_finalize(r->job, NULL))
+        model_fail(r->m, "%s cannot be finalized", r->id);
+}
+
 static void co_steer_to_end(struct run *r)
 {
     bool by_force = r->trouble == TROUBLE_CANCEL || r->trouble == TROUBLE_HANG;
@@ -233,7 +225,9 @@ static void co_steer_to_end(struct run *r)
             model_fail(m, "%s is stuck: %s, %ju of %ju bytes", r->id,
                        job_status_name(info.status), (uintmax_t)info.current,
                        (uintmax_t)info.total);
-        if (loop_now() < r->ends_at || r->ended)
+        if (info.status == JOB_PENDING)
+            end_pending(r);
+        else if (loop_now() < r->ends_at || r->ended)
             steer(r);
         else if (by_force)
             r->ended = r->cancelled = job_cancel(r->job, true, NULL);
@@ -275,12 +269,12 @@ static void co_put_over_source(struct run *r, uint8_t *got)
     }
 }
 
-static void co_compare(struct run *r)
+void co_run_compare(struct run *r, bool backing)
 {
     CLEANUP(free) uint8_t *got = xmalloc(r->m->size);
     char what[64];
 
-    co_image_open(r->m, &r->target, r->o.sync == BACKUP_TOP, true);
+    co_image_open(r->m, &r->target, backing, true);
     int ret = co_node_pread(r->target.node, 0, r->m->size, got, 0);
 
     if (ret < 0)
@@ -300,7 +294,7 @@ static bool may_fail(struct run *r)
     bool retries = r->o.on_target_error == BACKUP_ON_ERROR_IGNORE ||
                    r->o.on_target_error == BACKUP_ON_ERROR_STOP;
 
-    if (r->cancelled || fault_applied(r->m->source_fault))
+    if (r->cancelled || r->trouble == TROUBLE_BREAK || fault_applied(r->m->source_fault))
         return true;
     /* A flush is never tried again, whatever the policy. */
     if (strstr(r->err.text, "Cannot flush"))
@@ -308,19 +302,18 @@ static bool may_fail(struct run *r)
     return r->trouble == TROUBLE_FLUSH_ERROR || (r->trouble == TROUBLE_TARGET_ERROR && !retries);
 }
 
-static void co_judge(struct run *r)
+bool run_is_well(struct run *r)
 {
     bool drained = r->o.sync == BACKUP_NONE && r->ret == -ECANCELED && r->ended &&
                    r->trouble != TROUBLE_CANCEL && r->trouble != TROUBLE_HANG;
 
     if (r->ret < 0 && !may_fail(r))
         model_fail(r->m, "%s failed: %s", r->id, r->err.text);
-    if (r->ret == 0 || drained) {
-        co_compare(r);
+    if (r->ret == 0 || drained)
         r->m->passed++;
-    } else {
+    else
         *(r->ret == -ECANCELED ? &r->m->cancelled : &r->m->failed) += 1;
-    }
+    return r->ret == 0 || drained;
 }
 
 /* ---- all of it ------------------------------------------------------------------------- */
@@ -355,37 +348,56 @@ static void co_let_go(struct run *r)
     co_node_unref(MOVE(r->target.fault));
 }
 
-void co_model_backup(struct model *m, unsigned index)
+struct run *run_new(struct model *m, const char *name, unsigned index)
 {
     struct run *r = xnew(struct run);
 
     *r = (struct run){ .m = m, .o = BACKUP_OPTS_DEFAULT };
-    snprintf(r->id, sizeof(r->id), "backup%u", index);
-    pick_trouble(r);
-    pick_view(r);
-    co_make_target(r);
-    add_trouble(r);
+    snprintf(r->id, sizeof(r->id), "%.8s%u", name, index % 1000000);
     r->o.job_id = r->id;
     r->o.source = m->source;
-    r->o.target = r->target.node;
     r->o.events = &events;
     r->o.events_arg = r;
+    return r;
+}
+
+void run_free(struct run *r)
+{
+    if (r->resting)
+        guest_go(r->m);
+    shadow_free(&r->frozen);
+    watch_free(&r->watch);
+    free(r);
+}
+
+void co_run_job(struct run *r)
+{
+    struct model *m = r->m;
+
+    add_trouble(r);
+    r->o.target = r->target.node;
     co_start_at_an_instant(r);
     co_node_unref(MOVE(r->target.node));
     r->ends_at = UINT64_MAX;
     if (r->o.sync == BACKUP_NONE || r->trouble == TROUBLE_CANCEL || r->trouble == TROUBLE_HANG)
         r->ends_at = loop_now() + model_random(m, 40 * NSEC_PER_MSEC);
     if (m->verbose)
-        printf("  %s: sync %d trouble %d to %s, %u workers\n", r->id, r->o.sync, r->trouble,
-               r->target.path, r->o.max_workers);
+        printf("  %s: sync %d mode %d trouble %d to %s, %u workers\n", r->id, r->o.sync,
+               r->o.bitmap_mode, r->trouble, r->target.path, r->o.max_workers);
     co_steer_to_end(r);
     co_let_go(r);
-    co_judge(r);
-    if (r->resting)
-        guest_go(m);
-    job_unref(r->job);
-    shadow_free(&r->frozen);
-    watch_free(&r->watch);
+    job_unref(MOVE(r->job));
+}
+
+void co_model_backup(struct model *m, unsigned index)
+{
+    struct run *r = run_new(m, "backup", index);
+
+    run_pick(r, TROUBLES);
+    co_make_target(r);
+    co_run_job(r);
+    if (run_is_well(r))
+        co_run_compare(r, r->o.sync == BACKUP_TOP);
     image_delete(&r->target);
-    free(r);
+    run_free(r);
 }
