@@ -56,6 +56,24 @@ def test_a_live_backup_in_five_lines(shell):
     qemu_img("check", shell.home / "monday.qcow2")
 
 
+def test_a_chain_of_backups(shell):
+    first = blocks_under("A live backup in five lines")[0].splitlines()
+    full, incremental = blocks_under("A live backup in five lines")[1].splitlines()
+    make_image(shell.home / "disk.qcow2", writes=["write -P 1 0 4M"])
+    env = {**shell.env, "STILLPOINT_CONTROL": "control.sock"}
+
+    with shell(first[1].removesuffix(" &")) as server:
+        poll_until("the disk", lambda: "control socket" in server.log() or not server.running())
+        for command in (full, incremental):
+            subprocess.run(command, shell=True, check=True, cwd=shell.home, env=env,
+                           timeout=DEADLINE)
+            run("qemu-io", "-f", "raw", "-c", "write -P 2 1M 64k",
+                "nbd:unix:disk.sock:exportname=disk",
+                cwd=shell.home)
+    for image in ("monday.qcow2", "tuesday.qcow2"):
+        run("qemu-io", "-c", f"read -P {1 if image[0] == 'm' else 2} 1M 64k", shell.home / image)
+
+
 def test_the_qmp_way(shell):
     daemon, command = blocks_under("The QMP way")
     make_image(shell.home / "disk.qcow2", 8 * MiB, writes=["write -P 5 0 1M"])
