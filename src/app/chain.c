@@ -8,6 +8,7 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "drivers/image_dirs.h"
+#include "drivers/qcow2/snapshot.h"
 #include <sys/stat.h>
 
 static struct node *lock_words(struct node *n, const char *name, struct err *err)
@@ -114,6 +115,21 @@ bool chain_has_subclusters(struct node *n)
     CLEANUP(json_decref) json_t *specific = node_format_info(n);
 
     return json_is_true(json_object_get(json_object_get(specific, "data"), "extended-l2"));
+}
+
+bool chain_spare_snapshots(struct node *n, const char *name, bool allowed, struct err *err)
+{
+    CLEANUP(json_decref) json_t *list = NULL;
+
+    if (allowed || strcmp(node_driver_name(n), "qcow2") != 0)
+        return true;
+    list = qcow2_snapshot_list(n);
+    if (!json_array_size(list))
+        return true;
+    return err_set(err, -EBUSY, "'%s' has %zu snapshot%s inside, which would read differently "
+                   "afterwards: they stand on its backing file too. Delete them ('stillpoint "
+                   "snapshot delete'), or say --change-snapshots", name, json_array_size(list),
+                   json_array_size(list) == 1 ? "" : "s");
 }
 
 /* ---- opening --------------------------------------------------------------- */

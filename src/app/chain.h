@@ -36,6 +36,16 @@ bool chain_same_file(const char *a, const char *b);
 /* Whether @n is a qcow2 image with extended L2 entries: 32 subclusters in a cluster. */
 bool chain_has_subclusters(struct node *n);
 
+/* Snapshots inside an overlay read from its backing file too: refuse, unless @allowed, to
+ * change what the one of @n reads as below snapshots. @name is that of the image. */
+MUST_CHECK bool chain_spare_snapshots(struct node *n, const char *name, bool allowed,
+                                      struct err *err);
+
+/* The option that allows it. */
+#define CLI_CHANGE_SNAPSHOTS(var) \
+    { "change-snapshots", 0, CLI_FLAG, (var), NULL, \
+      "although snapshots inside IMAGE will read differently where they have nothing of their own" }
+
 /* Open an image that is to be changed. A reference, or NULL with @err: a sentence for
  * who has it open. The second takes what blockdev-add would; @name is for the sentence. */
 struct node *co_open_to_change(const struct open_file_opts *o, struct err *err);

@@ -5,7 +5,7 @@
  * The order makes every moment a good one: while content goes down, the overlay hides
  * what it overwrites, so the disk that the overlay is reads the same all the time; and
  * the overlay is emptied only when all of it is on the disk below (docs/crash-safety.md,
- * I-C2).
+ * I-C2). With --base it is not, as with qemu-img (docs/tools/qemu-img.rst, "commit").
  */
 #include "app/chain.h"
 #include "app/cli.h"
@@ -15,13 +15,12 @@
 #include "app/offline.h"
 #include "base/mem.h"
 #include "drivers/qcow2/empty.h"
-#include "drivers/qcow2/rename.h"
 #include <stdio.h>
 
 struct commit_command {
     const char *name, *format, *base_name;
     int style;
-    bool keep;
+    bool keep, change_snapshots;
     struct cli_list image_dirs;
     struct err err;
 
@@ -57,6 +56,17 @@ static bool find_base(struct commit_command *c)
                    "shows what it stands on", c->name, c->base_name);
 }
 
+static bool spare_snapshots(struct commit_command *c)
+{
+    struct node *n = c->top;
+
+    for (unsigned i = 0; i < c->base_index; i++, n = node_backing(n)) {
+        if (!chain_spare_snapshots(n, c->chain.v[i].name, c->change_snapshots, &c->err))
+            return false;
+    }
+    return true;
+}
+
 /* The base for writing, what lies between as it is, the overlay for emptying. The ones
  * between are held by those above them. */
 static bool co_open_images(struct commit_command *c)
@@ -76,7 +86,8 @@ static bool co_open_images(struct commit_command *c)
         below = n;
     }
     c->top = below;
-    return co_bitmaps_keep(c->top, false, &c->top_bitmaps, &c->err) &&
+    return spare_snapshots(c) &&
+           co_bitmaps_keep(c->top, false, &c->top_bitmaps, &c->err) &&
            co_bitmaps_keep(c->base, node_size(c->base) < node_size(c->top), &c->base_bitmaps,
                            &c->err);
 }
@@ -153,31 +164,13 @@ static bool co_copy_down(struct commit_command *c)
 
 /* ---- the end --------------------------------------------------------------- */
 
-/* How the overlay is to name the base, which lies further down: as short as may be. */
-static const char *name_for_header(const struct commit_command *c)
-{
-    const struct chain_layer *base = &c->chain.v[c->base_index];
-    const char *slash = strrchr(base->name, '/');
-    CLEANUP(free) char *dir = realpath(c->name, NULL);
-
-    if (!dir || !slash)
-        return base->name;
-    *strrchr(dir, '/') = '\0';
-    return strlen(dir) == (size_t)(slash - base->name) &&
-           strncmp(dir, base->name, strlen(dir)) == 0 ? slash + 1 : base->name;
-}
-
 static bool co_finish(struct commit_command *c)
 {
-    if (c->keep)
+    /* Over images between, which the base does not match any more, it must not be empty. */
+    if (c->keep || c->base_name)
         return true;
     if (strcmp(node_driver_name(c->top), "qcow2") != 0)
         return err_set(&c->err, -ENOTSUP, "'%s' cannot be emptied", c->name);
-    /* It has to stand on the base itself before it may be empty. */
-    if (c->base_index > 1 &&
-        !co_qcow2_rename_backing(c->top, name_for_header(c), c->chain.v[c->base_index].format,
-                                 &c->err))
-        return false;
     return co_qcow2_make_empty(c->top, &c->err);
 }
 
@@ -229,7 +222,7 @@ static int tell(struct commit_command *c, int r)
     if (r < 0)
         return cli_fail("commit", &c->err);
     printf("%s: %s went into %s%s\n", c->name, human_size(c->copied, buf), base,
-           c->keep ? "" : ", and it is empty now");
+           c->keep || c->base_name ? ", and it stays as it was" : ", and it is empty now");
     return cli_end_output("commit");
 }
 
@@ -240,9 +233,10 @@ int cmd_commit(int argc, char **argv)
         { "format", 'f', CLI_TEXT, &c.format, "FORMAT",
           "raw or qcow2; by the name's ending unless given" },
         { "base", 0, CLI_TEXT, &c.base_name, "BASE",
-          "commit into this one of the images that it stands on; all between are merged too, and "
-          "it stands on BASE afterwards. The one right below unless given" },
-        { "keep", 0, CLI_FLAG, &c.keep, NULL, "leave IMAGE as it is, do not empty it" },
+          "commit into this one of the images that it stands on, and all between too; IMAGE stays "
+          "as it is (--keep). The one right below unless given" },
+        { "keep", 'd', CLI_FLAG, &c.keep, NULL, "leave IMAGE as it is, do not empty it" },
+        CLI_CHANGE_SNAPSHOTS(&c.change_snapshots),
         CLI_PROGRESS(&c.style),
         CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },

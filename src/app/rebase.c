@@ -25,7 +25,7 @@ struct rebase_command {
     const char *backing;         /* as it is to stand in the header; "": none */
     const char *backing_format;  /* NULL: by the name */
     int style;
-    bool unsafe;
+    bool unsafe, change_snapshots;
     struct cli_list image_dirs;
     struct err err;
 
@@ -332,7 +332,8 @@ static bool co_open_images(struct rebase_command *c)
     c->overlay = co_open_overlay(c, false, NULL, false);
     if (!c->overlay)
         return c->err.code == -ENOENT ? hint_unsafe(c) : false;
-    if (!may_stand(c))
+    if (!may_stand(c) ||
+        !chain_spare_snapshots(c->overlay, c->name, c->change_snapshots, &c->err))
         return false;
     node_get_info(c->overlay, ni);
     c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
@@ -465,6 +466,7 @@ int cmd_rebase(int argc, char **argv)
         { "format", 'f', CLI_TEXT, &c.format, "FORMAT", "of IMAGE: qcow2" },
         { "unsafe", 'u', CLI_FLAG, &c.unsafe, NULL,
           "only write the name into IMAGE: for a backing file that was moved or renamed" },
+        CLI_CHANGE_SNAPSHOTS(&c.change_snapshots),
         CLI_PROGRESS(&c.style),
         CLI_IMAGE_DIR(&c.image_dirs),
         { 0 },

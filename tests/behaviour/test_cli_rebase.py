@@ -41,6 +41,18 @@ def test_from_one_chain_to_another(chain, tmp_path):
     qemu_img("compare", other, other)
 
 
+def test_snapshots_inside_an_overlay_are_not_changed_without_a_word(chain, tmp_path):
+    qemu_img("snapshot", "-c", "s", chain)
+    before, content = flat(chain, tmp_path / "before.raw"), open(chain, "rb").read()
+    for backing in ("base.raw", ""):
+        said = fails("rebase", chain, "--backing", backing)
+        assert "has 1 snapshot inside" in said and "--change-snapshots" in said
+    assert open(chain, "rb").read() == content
+    stillpoint("rebase", chain, "--backing", "base.raw", "--change-snapshots")
+    reads_as(chain, before)
+    stillpoint("rebase", chain, "--unsafe", "--backing", "./base.raw")
+
+
 def test_to_an_image_further_down_copies_only_what_lies_between(chain, tmp_path):
     before = flat(chain, tmp_path / "before.raw")
     words = stillpoint("rebase", chain, "-b", "base.raw").stdout

@@ -49,9 +49,10 @@ static void check_bitmaps(const struct qcow2_geometry *g, const uint8_t *data, s
 
         if (!qcow2_l2_entry_get_extended(g, data, i, &e))
             continue;
-        assert(!(e.alloc & e.zero) && (e.host || !e.alloc));
-        assert(e.kind != QCOW2_NORMAL || (e.host && e.alloc == UINT32_MAX));
-        assert(e.kind != QCOW2_UNALLOCATED || !(e.host | e.alloc | e.zero));
+        assert(!(e.alloc & e.zero) && (e.placed || !e.alloc));
+        assert(e.kind != QCOW2_NORMAL || (e.placed && e.alloc == UINT32_MAX));
+        assert(e.kind != QCOW2_UNALLOCATED || !(e.placed || e.alloc || e.zero));
+        assert(e.placed || !e.host || e.kind == QCOW2_COMPRESSED_KIND);
         assert(e.kind != QCOW2_COMPRESSED_KIND || !(e.alloc | e.zero));
         assert((e.kind == QCOW2_ZERO_ALLOC || e.kind == QCOW2_ZERO_PLAIN) ==
                (e.zero == UINT32_MAX));
