@@ -3,6 +3,7 @@
  * raw: the bytes of `file` as they are, or a part of them. The format of a disk
  * that has none.
  */
+#include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
 #include <inttypes.h>
@@ -46,6 +47,17 @@ static bool choose_range(struct node *n, const struct raw_options *o, struct err
     return true;
 }
 
+/* Whether whole clusters of the disk are whole clusters of the child, the last one too. */
+static bool can_compress(const struct node *n, const struct raw_state *s)
+{
+    CLEANUP(free) struct node_info *ni = xnew(struct node_info);
+    uint64_t end = s->offset + n->size;
+
+    node_get_info(child(n), ni);
+    return ni->can_compress && ni->cluster_size && is_aligned(s->offset, ni->cluster_size) &&
+           (is_aligned(end, ni->cluster_size) || end == ni->size);
+}
+
 static bool co_raw_open(struct node *n, const void *opts, struct err *err)
 {
     const struct raw_options *o = opts;
@@ -64,7 +76,7 @@ static bool co_raw_open(struct node *n, const void *opts, struct err *err)
 
     /* Everything is taken as it comes; the child's own funnel fits it. */
     n->limits.request_align = 1;
-    n->limits.write_flags = REQ_FUA;
+    n->limits.write_flags = REQ_FUA | (can_compress(n, s) ? REQ_COMPRESSED : 0);
     n->limits.zero_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
     n->zero_init = child(n)->zero_init;
     return true;
@@ -137,8 +149,10 @@ static void name_part(const struct node *n, struct node_info *ret)
 static void raw_get_info(struct node *n, struct node_info *ret)
 {
     uint64_t size = ret->size;
+    bool compress = ret->can_compress;
 
     node_get_info(child(n), ret);
+    ret->can_compress = compress;
     if (ret->filename[0] && n->size != node_size(child(n)))
         name_part(n, ret);
     ret->size = size;

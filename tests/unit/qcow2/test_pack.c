@@ -332,6 +332,38 @@ CO_TEST(a_failed_write_leaves_nothing_behind)
     expect_content("c.qcow2", data, MiB);
 }
 
+/* Driver raw passes it on where its clusters are the image's. */
+CO_TEST(through_a_raw_node)
+{
+    static const struct { const char *part; bool can; } parts[] = {
+        { "", true }, { ", 'offset': 65536", true }, { ", 'offset': 4096", false },
+        { ", 'offset': 65536, 'size': 131072", true }, { ", 'size': 70000", false },
+    };
+    unsigned char data[65536];
+
+    memset(data, 'x', sizeof(data));
+    for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
+        struct node_info info;
+        struct node *n;
+
+        co_make_image("c.qcow2", &(struct qcow2_create_opts){ .size = MiB + 1024 });
+        n = co_test_open("{'driver': 'raw'%s, 'file': {'driver': 'qcow2', 'file': {'driver': "
+                         "'file', 'filename': '%s'}}}", parts[i].part, work_path("c.qcow2"));
+        node_get_info(n, &info);
+        assert_int_equal(info.can_compress, parts[i].can);
+        assert_int_equal(co_node_pwrite(n, 0, 65536, data, REQ_COMPRESSED),
+                         parts[i].can ? 0 : -ENOTSUP);
+        if (parts[i].can)
+            assert_int_equal(co_node_pwrite(n, align_down(n->size - 1, 65536),
+                                            (n->size - 1) % 65536 + 1, data, REQ_COMPRESSED), 0);
+        co_expect(n, 0, 65536, parts[i].can ? 'x' : 0);
+        co_node_unref(n);
+        expect_clean("c.qcow2", false);
+        must_run("qemu-img check -f qcow2 --output=json c.qcow2");
+        assert_int_equal(strstr(run_output(), "compressed-clusters\": 2") != NULL, parts[i].can);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +376,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(entries_say_what_was_written),
         cmocka_unit_test(odd_streams_are_unpacked_as_far_as_they_go),
         cmocka_unit_test(a_failed_write_leaves_nothing_behind),
+        cmocka_unit_test(through_a_raw_node),
     };
 
     work_in_memory(true);
