@@ -114,12 +114,49 @@ static bool may_follow(struct info_command *c, const char *name, const struct no
     return path != NULL;
 }
 
+/* What of an image can be said without the file that has its data. */
+static void leave_out_data_file(json_t *info, const struct err *why)
+{
+    json_t *children = json_object_get(info, "children"), *child;
+    size_t i;
+
+    json_array_foreach(children, i, child) {
+        if (strcmp(json_string_value(json_object_get(child, "name")), "data-file") == 0) {
+            json_array_remove(children, i);
+            break;
+        }
+    }
+    json_object_set_new(info, "data-file-error", schema_json_str(why->text));
+}
+
+/* Open an image; without its data file if that is what cannot be opened: then *ret_why says
+ * why not, else its code is 0. */
+static struct node *co_open(struct info_command *c, const struct offline_open *o,
+                            struct err *ret_why)
+{
+    struct node *n = co_offline_open(o, &c->err);
+    struct offline_open without = *o;
+    struct err err = ERR_INIT;
+
+    *ret_why = (struct err)ERR_INIT;
+    if (n || image_is_locked_by_others(&c->err))
+        return n;
+    without.no_data_file = true;
+    n = co_offline_open(&without, &err);
+    if (n) {
+        *ret_why = c->err;
+        c->err = (struct err)ERR_INIT;
+    }
+    return n;
+}
+
 /* Describe one image, without those below it. *ret_next: the one below (NULL: none), to be
  * freed, and *ret_next_format. */
 static bool co_add_image(struct info_command *c, const struct offline_open *o, char **ret_next,
                          char **ret_next_format)
 {
-    struct node *n = co_offline_open(o, &c->err);
+    struct err no_data_file;
+    struct node *n = co_open(c, o, &no_data_file);
     bool ok = true;
 
     if (!n)
@@ -130,6 +167,8 @@ static bool co_add_image(struct info_command *c, const struct offline_open *o, c
 
     node_get_info(n, ni);
     add_snapshots(info, n);
+    if (no_data_file.code)
+        leave_out_data_file(info, &no_data_file);
     if (*ni->backing_file) {
         add_backing(info, o->name, ni);
         *ret_next = image_path_beside(o->name, ni->backing_file);

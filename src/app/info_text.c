@@ -142,4 +142,7 @@ void info_print(const json_t *info)
     print_specific(0, json_object_get(info, "format-specific"));
     json_array_foreach(json_object_get(info, "children"), i, child)
         print_child(child, "");
+    if (text_of(info, "data-file-error"))
+        printf("Child node '/data-file':\n%*snot available: %s\n", INDENT, "",
+               text_of(info, "data-file-error"));
 }

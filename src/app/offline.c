@@ -57,6 +57,9 @@ struct node *co_offline_open(const struct offline_open *o, struct err *err)
 
     if (!json)
         return NULL;
+    if (o->no_data_file)
+        json_object_set_new(json, "data-file", json_pack("{s:s, s:i, s:b}", "driver", "null-co",
+                                                         "size", 0, "read-zeroes", true));
     if (!snapshot_choose(json, o->name, format, o->snapshot, err))
         return NULL;
     n = co_node_open(json, false, err);

@@ -17,6 +17,8 @@ struct offline_open {
     const char *format;        /* NULL: by the name */
     bool force_share;
     bool no_backing;
+    bool no_data_file;         /* with nothing in its place, for what the header says; an image
+                                * that has none is not opened then */
     const char *snapshot;      /* of a qcow2 image: as it was then; NULL: as it is */
 };
 

@@ -91,8 +91,8 @@ char *image_dirs_resolve(const char *image, const char *name, const char *what, 
     }
     if (!is_beside(path, image) && !is_allowed(path)) {
         err_set(err, -EPERM, "the image names '%s' as its %s, which lies outside the image's "
-                "directory: allow it with --image-dir, or say it with the option '%.*s'", path,
-                what, (int)strcspn(what, " "), what);
+                "directory: allow it with --image-dir, or say it with the option '%s'", path,
+                what, strcmp(what, "data file") == 0 ? "data-file" : "backing");
         return NULL;
     }
     return MOVE(path);

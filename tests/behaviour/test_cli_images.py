@@ -289,3 +289,27 @@ def test_images_over_nbd(tmp_path):
         assert MiB in [e["start"] for e in entries if e["data"]]
     assert "Failed to connect to '/nonexistent'" in fails("info",
                                                           "nbd+unix:///e?socket=/nonexistent")
+
+
+@pytest.mark.parametrize("how", ["missing", "outside"])
+def test_info_without_the_data_file(how, tmp_path):
+    """What the header says is said all the same, as qemu-img of version 9 does."""
+    image, data = tmp_path / "disk.qcow2", tmp_path / "disk.data"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=disk.data,data_file_raw=on", image,
+             "8M", cwd=tmp_path)
+    whole = json.loads(stillpoint("info", "--json", image).stdout)
+    data.unlink()
+    if how == "outside":
+        data.symlink_to("/etc/hostname")
+    done = stillpoint("info", "--json", image)
+    info = json.loads(done.stdout)
+    reason = info.pop("data-file-error")
+    assert ("No such file" if how == "missing" else "option 'data-file'") in reason
+    assert [c["name"] for c in info["children"]] == ["file"]
+    for key in ("children", "actual-size"):
+        del whole[key], info[key]
+    assert info == whole
+    text = stillpoint("info", image).stdout
+    assert "virtual size: 8 MiB" in text and "data file: disk.data" in text
+    assert f"Child node '/data-file':\n    not available: {reason}" in text
+    assert stillpoint("map", image, check=False).returncode == 1
