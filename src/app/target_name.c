@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Names of backups: checks before, rename(2) after.
+ * Names of backups and converted images: checks before, rename(2) after.
  */
 #include "app/target_name.h"
 #include "app/image_name.h"
@@ -80,10 +80,11 @@ static bool choose_partial(struct target_name *t, struct err *err)
         return err_set(err, -ENAMETOOLONG, "The name '%s' is too long: until it is whole it gets "
                        "'" PARTIAL_SUFFIX "' added", t->name);
     if (in_use(t->partial))
-        return err_set(err, -EBUSY, "Another backup to '%s' is under way", t->name);
+        return err_set(err, -EBUSY, "'%s' is being written already: another backup or "
+                       "convert is under way", t->name);
     if (unlink(t->partial) < 0 && errno != ENOENT)
-        return err_errno(err, -errno, "'%s', which an earlier backup has left, cannot be removed",
-                         t->partial);
+        return err_errno(err, -errno, "'%s', left by an earlier backup or convert, cannot be "
+                         "removed", t->partial);
     return true;
 }
 
@@ -200,7 +201,7 @@ bool target_name_publish(struct target_name *t, struct err *err)
                                         : strerror(-r);
         /* Hours of work are not thrown away for a name. */
         t->given_up = true;
-        return err_set(err, r, "The backup is whole, but cannot be called '%s': %s. It is '%s'",
+        return err_set(err, r, "The copy is whole, but cannot be called '%s': %s. It is '%s'",
                        t->name, why, t->partial);
     }
     return sync_path(dir, O_RDONLY | O_DIRECTORY, err);
@@ -211,7 +212,7 @@ bool target_name_discard(struct target_name *t, bool started)
     const char *path = target_name_job_path(t);
 
     /* A job that was not started has not touched a file of the final name. Of the
-     * partial name there may be another backup's: then it is locked. */
+     * partial name there may be another command's: then it is locked. */
     if (!started && (!t->partial || in_use(path)))
         return true;
     if (t->device || t->given_up)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The name that a backup appears under. A full or top backup is written to
+ * The name that a backup, or a converted image, appears under. It is written to
  * another name in the same directory and gets its own when it is whole and on
  * stable storage. Devices and NBD exports are written where they are, and so is
- * a target of sync=none, which is of use while the job runs.
+ * a target of a backup with sync=none, which is of use while the job runs.
  */
 #ifndef APP_TARGET_NAME_H
 #define APP_TARGET_NAME_H
@@ -15,7 +15,7 @@ struct target_name {
     const char *format;
     bool force;                /* an existing file may be replaced */
     bool device;               /* a block device or NBD export: exists, and is written in place */
-    char *path;                /* where the backup will be: absolute, or an URI */
+    char *path;                /* where the copy will be: absolute, or an URI */
     char *partial;             /* where it is until then; NULL: the same place */
     bool given_up;             /* the partial file is left to the user */
     bool held;                 /* by a lock of ours on this descriptor of it */
@@ -31,8 +31,8 @@ struct target_name_opts {
 
 /* Settle where to write, and refuse what cannot end well: an existing file
  * without force, one that is open in some process (the disk itself, most
- * likely), another backup under way to the same name. Nothing is touched but
- * what an earlier backup that was killed has left. */
+ * likely), another command under way to the same name. Nothing is touched but
+ * what an earlier one that was killed has left. */
 MUST_CHECK bool target_name_init(struct target_name *t, const struct target_name_opts *o,
                                    struct err *err);
 void target_name_done(struct target_name *t);
@@ -40,7 +40,7 @@ void target_name_done(struct target_name *t);
 /* Where the job has to write. */
 const char *target_name_job_path(const struct target_name *t);
 
-/* The job has begun: keep other backups away from the partial file until it has its
+/* The job has begun: keep others away from the partial file until it has its
  * name, also when the job has let go of it. Where that cannot be done it is not. */
 void target_name_hold(struct target_name *t);
 

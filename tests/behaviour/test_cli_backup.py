@@ -194,7 +194,7 @@ def test_somebody_takes_the_name_meanwhile(disk, tmp_path):
             q("block-job-set-speed", device="disk-full", speed=0)
         status, last = b.finish()
     assert (status, last["event"]) == (1, "failed")
-    assert "The backup is whole, but cannot be called" in b.stderr
+    assert "The copy is whole, but cannot be called" in b.stderr
     assert target.read_text() == "precious"
     qemu_img("compare", disk.frozen, tmp_path / ".b.qcow2.stillpoint-partial")
 
@@ -217,7 +217,8 @@ def test_another_backup_to_the_same_name(disk, tmp_path):
     target = tmp_path / "b.qcow2"
     with Backup("disk", target, *SLOW, control=disk.control) as b:
         b.until("started")
-        assert "Another backup to" in refused(disk, target, "--job-id", "j2", directory=tmp_path)
+        words = refused(disk, target, "--job-id", "j2", directory=tmp_path)
+        assert "is being written already" in words
         assert (tmp_path / ".b.qcow2.stillpoint-partial").exists()
         b.signal()
         assert b.finish()[0] == 130

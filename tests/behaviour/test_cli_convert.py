@@ -174,6 +174,13 @@ def test_an_image_in_use_is_left_alone(raw, tmp_path):
     assert files_in(tmp_path) == ["b.raw", "busy.qcow2", "disk.raw"]
 
 
+def test_a_name_that_another_command_is_writing_to(raw, tmp_path):
+    partial = make_image(tmp_path / ".to.raw.stillpoint-partial", MiB, fmt="raw")
+    with held_open(partial):
+        said = fails("convert", raw, tmp_path / "to.raw")
+    assert f"'{tmp_path}/to.raw' is being written already: another backup or convert" in said
+
+
 def test_what_is_wrong_is_said_with_the_names_that_were_given(raw, tmp_path):
     qemu_img("create", "-q", "-f", "qcow2", tmp_path / "small.qcow2", "1M")
     words = fails("convert", raw, tmp_path / "small.qcow2", "-n")
