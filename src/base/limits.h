@@ -159,6 +159,13 @@
 /* Bytes written at a time where zeros have to be written as data. */
 #define LIMIT_ZERO_WRITE_BYTES (1U << 20)
 
+/* --- sidecar --- */
+
+/* Persistent bitmaps of a node, and bytes of the bits of one (64 TiB in granules of 8 KiB):
+ * more than that is no use, and a damaged file may ask for anything. */
+#define LIMIT_SIDECAR_BITMAPS 1024U
+#define LIMIT_SIDECAR_AREA_BYTES (1 * GiB)
+
 /* --- cbw --- */
 
 /* Captures of one view at a time, and bytes of their buffers. Guests' requests

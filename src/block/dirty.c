@@ -210,6 +210,13 @@ bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit)
     return bitmap_test(bm->bits, bit) || (bm->frozen && bitmap_test(bm->frozen, bit));
 }
 
+uint64_t dirty_bitmap_next_kept(const struct dirty_bitmap *bm, uint64_t from)
+{
+    uint64_t next = bitmap_next_set(bm->bits, from);
+
+    return bm->frozen ? MIN(next, bitmap_next_set(bm->frozen, from)) : next;
+}
+
 void dirty_bitmap_kept_words(const struct dirty_bitmap *bm, uint64_t first, uint64_t n,
                              uint64_t *ret)
 {
@@ -356,12 +363,13 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
     tell_changed(bm);
 }
 
-void dirty_bitmap_mend(struct dirty_bitmap *bm, const struct bitmap *bits)
+void dirty_bitmap_mend(struct dirty_bitmap *bm, struct bitmap *bits)
 {
-    assert(bm->inconsistent && !bm->busy && bitmap_size(bits) == bitmap_size(bm->bits));
+    assert(bm->inconsistent && !bm->busy &&
+           bitmap_size(bits) == bits_for(bm->node->size, bm->shift));
     free(MOVE(bm->inconsistent));
-    bitmap_clear_all(bm->bits);
-    bitmap_merge(bm->bits, bits);
+    bitmap_free(bm->bits);
+    bm->bits = bits;
     tell_changed(bm);
 }
 

@@ -123,8 +123,10 @@ bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit);
 /* The same of @n words of 64 bits from word @first on, bit 0 lowest; zeros behind the end. */
 void dirty_bitmap_kept_words(const struct dirty_bitmap *bm, uint64_t first, uint64_t n,
                              uint64_t *ret);
+/* The first such bit at or behind @from; the number of bits when there is none. */
+uint64_t dirty_bitmap_next_kept(const struct dirty_bitmap *bm, uint64_t from);
 /* What an inconsistent one missed is known after all: from now on it says @bits, which
- * are of its granularity and size, and can be used again. */
-void dirty_bitmap_mend(struct dirty_bitmap *bm, const struct bitmap *bits);
+ * are of its granularity and the node's size and are taken over, and can be used again. */
+void dirty_bitmap_mend(struct dirty_bitmap *bm, struct bitmap *bits);
 
 #endif

@@ -24,6 +24,8 @@ struct dirty_keeper_ops {
     /* A write of [off, off+len) comes. No bit of it is set yet; all are as soon as this
      * returns, before anything else happens. */
     void (*co_before_write)(struct dirty_keeper *k, uint64_t off, uint64_t len);
+    /* A flush comes: the driver may write what it held back. */
+    void (*co_before_flush)(struct dirty_keeper *k);
     /* These bits are set now, by that write or by something else. */
     void (*bits_set)(struct dirty_keeper *k, struct dirty_bitmap *bm, uint64_t first,
                      uint64_t count);

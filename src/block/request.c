@@ -197,6 +197,8 @@ int co_node_flush(struct node *n)
     const struct edge *written[] = { n->file, n->data_file };
     int r = 0;
 
+    if (UNLIKELY(n->core->keeper))
+        n->core->keeper->ops->co_before_flush(n->core->keeper);
     if (n->no_flush && n->drv->is_protocol)
         return 0;
     if (n->drv->co_flush)

@@ -3,6 +3,7 @@
  * The list of drivers.
  */
 #include "drivers/drivers.h"
+#include "sidecar/sidecar.h"
 
 void drivers_register_all(void)
 {
@@ -13,4 +14,5 @@ void drivers_register_all(void)
     driver_register(&null_co_driver);
     driver_register(&nbd_driver);
     driver_register(&fault_driver);
+    sidecar_register();
 }

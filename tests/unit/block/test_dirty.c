@@ -210,7 +210,7 @@ static void resized(void **state)
 struct notes {
     struct dirty_keeper k;
     struct node *n;
-    unsigned before, set, cleared, changed, removed, settled, moved, closed;
+    unsigned before, set, cleared, changed, removed, settled, moved, flushed, closed;
     uint64_t first, count;
 };
 
@@ -243,6 +243,11 @@ static void note_cleared(struct dirty_keeper *k, struct dirty_bitmap *bm)
     notes->cleared++;
 }
 
+static void co_note_flush(struct dirty_keeper *k)
+{
+    container_of(k, struct notes, k)->flushed++;
+}
+
 static void note_changed(struct dirty_keeper *k, struct dirty_bitmap *bm)
 {
     assert_true(dirty_bitmap_persistent(bm));
@@ -272,6 +277,7 @@ static void co_note_close(struct dirty_keeper *k)
 
 static const struct dirty_keeper_ops note_ops = {
     .co_before_write = co_note_before,
+    .co_before_flush = co_note_flush,
     .bits_set = note_set,
     .bits_cleared = note_cleared,
     .changed = note_changed,
@@ -312,12 +318,19 @@ static void kept_body(void)
     dirty_bitmap_disable(bm);
     dirty_bitmap_enable(bm);
     dirty_bitmap_spoil(bm, "for a test");
-    dirty_bitmap_mend(bm, dirty_bitmap_bits(dirty_bitmap_find(n, "volatile", NULL)));
+    struct bitmap *bits = bitmap_new(SIZE / GRAIN);
+
+    bitmap_set(bits, 5, 2);
+    dirty_bitmap_mend(bm, bits);
+    assert_int_equal(dirty_bitmap_next_kept(bm, 0), 5);
+    assert_int_equal(dirty_bitmap_next_kept(bm, 7), SIZE / GRAIN);
     assert_int_equal(notes.changed, 4);
     assert_null(dirty_bitmap_inconsistent(bm));
     assert_int_equal(dirty_bitmap_count(bm), 2 * GRAIN);
     assert_true(co_node_resize(n, SIZE - 1, &err));
     assert_int_equal(notes.changed, 5);
+    assert_int_equal(co_node_flush(n), 0);
+    assert_int_equal(notes.flushed, 1);
     assert_true(co_dirty_keep(n, &err));
     assert_false(co_dirty_settle(n, &err));
     assert_int_equal(notes.settled, 1);
