@@ -35,11 +35,11 @@ unsigned char *load_file(const char *name, size_t *ret_len)
 }
 
 /* False: an entry that was begun before others is not in the file yet. */
-static bool try_load_record(struct record *ret)
+static bool try_load_record(const char *name, struct record *ret)
 {
     struct record r = { 0 };
 
-    r.bytes = load_file("record", &r.n_bytes);
+    r.bytes = load_file(name, &r.n_bytes);
     r.ops = xcalloc(r.n_bytes / RECORD_BYTES + 1, sizeof(*r.ops));
     for (size_t at = HEADER_BYTES; at + RECORD_BYTES <= r.n_bytes;) {
         const unsigned char *p = r.bytes + at;
@@ -69,12 +69,29 @@ static bool try_load_record(struct record *ret)
     return true;
 }
 
-struct record load_record(void)
+struct record load_record_of(const char *name)
 {
     struct record r;
 
-    assert_true(try_load_record(&r));
+    assert_true(try_load_record(name, &r));
     return r;
+}
+
+struct record load_record(void)
+{
+    return load_record_of("record");
+}
+
+size_t record_at(const struct record *r, uint64_t bytes)
+{
+    size_t n = 0;
+
+    for (uint64_t at = HEADER_BYTES; at + RECORD_BYTES <= MIN(bytes, (uint64_t)r->n_bytes); n++) {
+        at += RECORD_BYTES + load_be64(r->bytes + at + 40);
+        if (at > bytes)
+            break;
+    }
+    return n;
 }
 
 void record_done(struct record *r)
@@ -88,7 +105,7 @@ size_t co_count_records(void)
     uint64_t deadline = loop_now() + 30 * NSEC_PER_SEC;
     struct record r;
 
-    while (!try_load_record(&r)) {
+    while (!try_load_record("record", &r)) {
         assert_true(loop_now() < deadline);
         co_sleep(NSEC_PER_MSEC);
     }

@@ -31,7 +31,11 @@ unsigned char *load_file(const char *name, size_t *ret_len);
 void copy_file(const char *from, const char *to);
 /* The file "record" of work_dir(), which option "record" of driver fault wrote. */
 struct record load_record(void);
+/* The same of another file there. */
+struct record load_record_of(const char *name);
 void record_done(struct record *r);
+/* How many records are in the first @bytes of the file that it came from. */
+size_t record_at(const struct record *r, uint64_t bytes);
 /* Records that are in that file by now. What was begun before the last of them, such as
  * work in the background, is waited for until it is there too. Coroutine. */
 size_t co_count_records(void);
