@@ -5,6 +5,7 @@
 #include "qcow2_test.h"
 #include "drivers/qcow2/check.h"
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,6 +25,14 @@ const char *work_dir(void)
 const char *work_path(const char *name)
 {
     return test_text("%s/%s", work_dir(), name);
+}
+
+uint64_t work_size(const char *name)
+{
+    struct stat st;
+
+    assert_int_equal(stat(work_path(name), &st), 0);
+    return (uint64_t)st.st_size;
 }
 
 static int vrun(const char *fmt, va_list ap)

@@ -13,6 +13,8 @@
 void work_in_memory(bool yes);
 const char *work_dir(void);
 const char *work_path(const char *name);
+/* Bytes of the file @name there. */
+uint64_t work_size(const char *name);
 
 /* Run a shell command in work_dir(); its exit status. What it prints goes to a
  * file that run_output gives. */

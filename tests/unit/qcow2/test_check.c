@@ -135,12 +135,6 @@ static void expect_same_verdict(const struct qcow2_check_result *ours,
 
 /* ---- hurting ------------------------------------------------------------- */
 
-static uint64_t size_of(const char *name)
-{
-    must_run("stat -c %%s %s", name);
-    return strtoull(run_output(), NULL, 10);
-}
-
 static uint64_t hurt_size;
 
 static uint64_t get64(uint64_t at)
@@ -300,7 +294,7 @@ CO_TEST(random_damage_is_judged_and_repaired_as_by_qemu_img)
     prepare();
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         must_run("%s", kinds[i]);
-        uint64_t size = size_of("i.qcow2");
+        uint64_t size = work_size("i.qcow2");
 
         for (long round = rounds(8); round; round--) {
             char what[64];
@@ -362,7 +356,7 @@ CO_TEST(a_power_cut_in_a_repair_does_no_harm)
     prepare();
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         must_run("%s", kinds[i]);
-        uint64_t size = size_of("i.qcow2");
+        uint64_t size = work_size("i.qcow2");
 
         for (long round = rounds(8); round; round--) {
             struct qcow2_check_result before, theirs;

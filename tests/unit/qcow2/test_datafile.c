@@ -9,14 +9,6 @@
 #include "qcow2_test.h"
 #include <sys/stat.h>
 
-static uint64_t file_size(const char *name)
-{
-    struct stat st;
-
-    assert_int_equal(stat(work_path(name), &st), 0);
-    return (uint64_t)st.st_size;
-}
-
 static uint64_t file_bytes(const char *name)
 {
     struct stat st;
@@ -61,7 +53,7 @@ static void co_take_turns(bool raw)
              "-c 'read -P 0 100005 96603' -c 'read -P 1 192k 64k' -c 'read -P 0 256k 128k' "
              "-c 'read -P 0 4M 100000' -c 'read -P 4 6292456 3000' -c 'read -P 5 9436484 700' "
              "-c 'write -P 6 1M 1M' d.qcow2 | tee o; ! grep -i fail o");
-    assert_int_equal(file_size("d.data"), 9 * MiB);
+    assert_int_equal(work_size("d.data"), 9 * MiB);
     if (raw)
         expect_same("d.qcow2", "d.data");
     n = co_open_image("d.qcow2", "");
@@ -92,11 +84,11 @@ CO_TEST(images_of_ours_are_qemus_too)
         co_fill(n, MiB, 12345, 7);
         if (!co_node_resize(n, 5 * MiB, &err))
             fail_msg("%s", err.text);
-        assert_int_equal(file_size("o.data"), 5 * MiB);
+        assert_int_equal(work_size("o.data"), 5 * MiB);
         co_fill(n, 4 * MiB, MiB, 8);
         co_node_unref(n);
         expect_clean("o.qcow2", false);
-        assert_true(file_size("o.qcow2") < 2 * MiB);
+        assert_true(work_size("o.qcow2") < 2 * MiB);
         must_run("qemu-io -f qcow2 -c 'write -P 9 0 64k' -c 'read -P 7 1M 12345' "
                  "-c 'read -P 8 4M 1M' o.qcow2 | tee o; ! grep -i fail o");
         if (raw)
@@ -115,7 +107,7 @@ CO_TEST(images_of_ours_are_qemus_too)
     co_fill(n, 0, 3 * MiB, 4);
     if (!co_node_resize(n, MiB + 512, &err))
         fail_msg("%s", err.text);
-    assert_int_equal(file_size("o.data"), MiB + 512);
+    assert_int_equal(work_size("o.data"), MiB + 512);
     assert_true(co_node_resize(n, 2 * MiB, &err));
     co_expect(n, 0, MiB + 512, 4);
     co_expect(n, MiB + 512, MiB - 512, 0);

@@ -31,12 +31,6 @@ static const char *const kinds[] = {
         "i.qcow2",
 };
 
-static uint64_t size_of(const char *name)
-{
-    must_run("stat -c %%s %s", name);
-    return strtoull(run_output(), NULL, 10);
-}
-
 static uint64_t get64(uint64_t at)
 {
     uint8_t buf[8];
@@ -137,7 +131,7 @@ CO_TEST(no_image_does_harm)
     must_run("truncate -s 2M more.raw && qemu-io -f raw -c 'write -P 5 100k 700k' more.raw");
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         must_run("%s", kinds[i]);
-        uint64_t size = size_of("i.qcow2");
+        uint64_t size = work_size("i.qcow2");
 
         for (long round = rounds ? atol(rounds) : 40; round; round--) {
             alarm(60);
