@@ -87,9 +87,9 @@ static bool co_open_images(struct commit_command *c)
     }
     c->top = below;
     return spare_snapshots(c) &&
-           co_bitmaps_keep(c->top, false, &c->top_bitmaps, &c->err) &&
-           co_bitmaps_keep(c->base, node_size(c->base) < node_size(c->top), &c->base_bitmaps,
-                           &c->err);
+           co_bitmaps_keep(c->top, false, node_size(c->top), &c->top_bitmaps, &c->err) &&
+           co_bitmaps_keep(c->base, node_size(c->base) < node_size(c->top), node_size(c->top),
+                           &c->base_bitmaps, &c->err);
 }
 
 /* ---- copying --------------------------------------------------------------- */

@@ -3,13 +3,22 @@
  * Stored dirty bitmaps across a command.
  */
 #include "app/keep_bitmaps.h"
+#include "base/limits.h"
 #include "base/mem.h"
 
-static bool co_keep_one(struct node *n, const struct qcow2_bitmap_info *info,
+static bool co_keep_one(struct node *n, const struct qcow2_bitmap_info *info, uint64_t size,
                         struct kept_bitmaps *k, struct err *err)
 {
+    uint64_t memory, added = size > node_size(n) ? size - node_size(n) : 0;
     struct bitmap *bits;
 
+    if (!co_qcow2_bitmap_memory(n, info->name, &memory, err))
+        return false;
+    k->memory += memory + added / info->granularity / 8;
+    if (k->memory > LIMIT_KEPT_BITMAP_BYTES)
+        return err_set(err, -EFBIG, "the image's dirty bitmaps need more than %llu MiB of memory "
+                       "to be kept: remove some of them first ('qemu-img bitmap --remove')",
+                       LIMIT_KEPT_BITMAP_BYTES / MiB);
     if (!co_qcow2_bitmap_load(n, info->name, &bits, err))
         return false;
     k->bits[k->n] = bits;
@@ -20,7 +29,8 @@ static bool co_keep_one(struct node *n, const struct qcow2_bitmap_info *info,
     return true;
 }
 
-bool co_bitmaps_keep(struct node *n, bool all, struct kept_bitmaps *ret, struct err *err)
+bool co_bitmaps_keep(struct node *n, bool all, uint64_t size, struct kept_bitmaps *ret,
+                     struct err *err)
 {
     uint32_t count = strcmp(node_driver_name(n), "qcow2") == 0 ? qcow2_bitmaps_count(n) : 0;
 
@@ -35,7 +45,7 @@ bool co_bitmaps_keep(struct node *n, bool all, struct kept_bitmaps *ret, struct 
         qcow2_bitmaps_get(n, i, &info);
         if (!info.usable || info.in_use || (!all && !info.enabled))
             continue;
-        if (!co_keep_one(n, &info, ret, err)) {
+        if (!co_keep_one(n, &info, size, ret, err)) {
             bitmaps_done(ret);
             return false;
         }

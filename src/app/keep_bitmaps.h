@@ -14,11 +14,14 @@ struct kept_bitmaps {
     struct qcow2_bitmap_put *v;
     struct bitmap **bits;        /* of .v, one each */
     size_t n;
+    uint64_t memory;             /* that they take at most */
 };
 
 /* Load those of @n, a node of any driver, that can be: all that are valid, or only those
- * that a write makes invalid. Before the first write. Coroutine. */
-MUST_CHECK bool co_bitmaps_keep(struct node *n, bool all, struct kept_bitmaps *ret,
+ * that a write makes invalid. Before the first write. @size: that the disk will have, for
+ * what is added will be marked. False, too, if it takes more than LIMIT_KEPT_BITMAP_BYTES.
+ * Coroutine. */
+MUST_CHECK bool co_bitmaps_keep(struct node *n, bool all, uint64_t size, struct kept_bitmaps *ret,
                                 struct err *err);
 /* [off, off+len) of the disk was changed. */
 void bitmaps_mark(struct kept_bitmaps *k, uint64_t off, uint64_t len);

@@ -339,7 +339,7 @@ static bool co_open_images(struct rebase_command *c)
     c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
     c->old = node_backing(c->overlay);
     find_common(c);
-    return co_bitmaps_keep(c->overlay, false, &c->bitmaps, &c->err);
+    return co_bitmaps_keep(c->overlay, false, node_size(c->overlay), &c->bitmaps, &c->err);
 }
 
 /* ---- the command ----------------------------------------------------------- */

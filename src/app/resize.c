@@ -64,7 +64,7 @@ static bool settle_size(struct resize_command *c, bool qcow2)
 
 static bool co_keep_bitmaps(struct resize_command *c, struct node *n)
 {
-    if (!co_bitmaps_keep(n, true, &c->bitmaps, &c->err))
+    if (!co_bitmaps_keep(n, true, c->after, &c->bitmaps, &c->err))
         return false;
     return c->after || !c->bitmaps.n ||
            err_set(&c->err, -EINVAL, "'%s' has dirty bitmaps, and a disk without bytes cannot: "

@@ -139,6 +139,10 @@
 #define LIMIT_QCOW2_BITMAP_DIR_BYTES (LIMIT_QCOW2_BITMAPS * 1024ULL)
 #define LIMIT_QCOW2_BITMAP_BYTES (512 * MiB)
 
+/* Memory for the bits of all bitmaps of an image that a command keeps while it changes
+ * the image: a directory may name the same table of bits 65535 times. */
+#define LIMIT_KEPT_BITMAP_BYTES (192 * MiB)
+
 /* --- block --- */
 
 /* Images in a backing chain. Chains come from image headers, which may name each

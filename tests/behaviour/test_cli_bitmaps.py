@@ -2,9 +2,10 @@
 """Dirty bitmaps that an image stores outlive the commands that change it: QEMU reads from them
 afterwards what it wrote into them before, and what was changed meanwhile."""
 import json
+import struct
 
 import pytest
-from cli import MiB, QemuNbd, info_of, make_image
+from cli import MiB, QemuNbd, fails, info_of, make_image
 from stillpoint import qemu_img, run, stillpoint
 
 GRANULE = 65536
@@ -93,3 +94,22 @@ def test_info_of_bitmaps_and_snapshots(tmp_path):
     words = words[:words.index("Child node")].splitlines()
     theirs = qemu_img("info", image).stdout.split("Child node")[0].splitlines()
     assert sorted(words) == sorted(theirs)
+
+
+def test_bitmaps_that_would_fill_the_memory_are_refused(tmp_path):
+    """A small image can tell of any number of bitmaps, each of 4 Gbit that are all set."""
+    image = make_image(tmp_path / "a.qcow2", 2 << 40)
+    qemu_img("bitmap", "--add", "-g", "512", image, "b")
+    with open(image, "r+b") as f:
+        raw = f.read()
+        extension = raw.index(struct.pack(">II", 0x23852875, 24)) + 8
+        directory, = struct.unpack_from(">Q", raw, extension + 16)
+        table, entries = struct.unpack_from(">QI", raw, directory)
+        f.seek(table)
+        f.write(struct.pack(">Q", 1) * entries)
+    before = open(image, "rb").read()
+    for size in ("+0", "+1M"):
+        assert "need more than 192 MiB of memory to be kept" in fails("resize", image, size)
+    assert open(image, "rb").read() == before
+    assert flags(image) == {"b": {"auto"}}
+    qemu_img("check", image)

@@ -198,6 +198,36 @@ static int co_load_bits(struct qcow2 *s, const struct qcow2_bitmap_entry *e, str
     return r;
 }
 
+/* The bitmap @name, if it can be loaded, and how many bits it has. */
+static const struct qcow2_bitmap_entry *find_loadable(struct qcow2 *s, const char *name,
+                                                      uint64_t *ret_bits, struct err *err)
+{
+    const struct qcow2_bitmap_entry *e = qcow2_bitmap_dir_find(&s->bitmaps, name);
+    uint64_t bits;
+    bool ok = false;
+
+    if (!e)
+        ok = err_set(err, -ENOENT, "the image has no bitmap '%s'", name);
+    else if (!e->usable)
+        ok = err_set(err, -ENOTSUP, "bitmap '%s' is of a kind that this version does not know",
+                     name);
+    else if (e->flags & QCOW2_BITMAP_IN_USE)
+        ok = err_set(err, -EINVAL, "bitmap '%s' is inconsistent: it was not stored after the "
+                     "image was last written to. It can only be removed", name);
+    else if ((bits = qcow2_bitmap_bits(s->node->size, e->granularity_bits)) >
+             LIMIT_QCOW2_BITMAP_BYTES * 8)
+        ok = err_set(err, -EFBIG, "bitmap '%s' has %" PRIu64 " bits, more than the %llu "
+                     "supported", name, bits, LIMIT_QCOW2_BITMAP_BYTES * 8);
+    else if (qcow2_bitmap_table_entries(&s->geo, bits) != e->table_entries)
+        ok = err_set(err, -EINVAL, "the image is corrupt: bitmap '%s' is not of its disk's size",
+                     name);
+    else {
+        *ret_bits = bits;
+        ok = true;
+    }
+    return ok ? e : NULL;
+}
+
 /* Under bitmaps_lock. */
 static bool co_load_one(struct node *n, const char *name, struct bitmap **ret, struct err *err)
 {
@@ -207,22 +237,9 @@ static bool co_load_one(struct node *n, const char *name, struct bitmap **ret, s
     uint64_t bits;
     int r;
 
-    e = qcow2_bitmap_dir_find(&s->bitmaps, name);
+    e = find_loadable(s, name, &bits, err);
     if (!e)
-        return err_set(err, -ENOENT, "the image has no bitmap '%s'", name);
-    if (!e->usable)
-        return err_set(err, -ENOTSUP, "bitmap '%s' is of a kind that this version does not know",
-                       name);
-    if (e->flags & QCOW2_BITMAP_IN_USE)
-        return err_set(err, -EINVAL, "bitmap '%s' is inconsistent: it was not stored after the "
-                       "image was last written to. It can only be removed", name);
-    bits = qcow2_bitmap_bits(n->size, e->granularity_bits);
-    if (bits > LIMIT_QCOW2_BITMAP_BYTES * 8)
-        return err_set(err, -EFBIG, "bitmap '%s' has %" PRIu64 " bits, more than the %llu "
-                       "supported", name, bits, LIMIT_QCOW2_BITMAP_BYTES * 8);
-    if (qcow2_bitmap_table_entries(&s->geo, bits) != e->table_entries)
-        return err_set(err, -EINVAL, "the image is corrupt: bitmap '%s' is not of its disk's size",
-                       name);
+        return false;
     bm = bitmap_new(bits);
     r = bm ? co_load_bits(s, e, bm) : -ENOMEM;
     if (r == -EILSEQ)
@@ -242,6 +259,41 @@ bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret,
     assert(n->drv == &qcow2_driver);
     co_mutex_lock(&s->bitmaps_lock);
     ok = co_load_one(n, name, ret, err);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return ok;
+}
+
+/* Under bitmaps_lock. */
+static bool co_memory(struct node *n, const char *name, uint64_t *ret, struct err *err)
+{
+    const uint64_t page = 4096;
+    struct qcow2 *s = n->state;
+    const struct qcow2_bitmap_entry *e;
+    CLEANUP(free) uint64_t *table = NULL;
+    uint64_t bits, used = 0;
+    int r;
+
+    e = find_loadable(s, name, &bits, err);
+    if (!e)
+        return false;
+    r = co_qcow2_read_bitmap_table(s, e, &table);
+    if (r < 0)
+        return err_errno(err, r, "could not read bitmap '%s'", name);
+    for (uint32_t i = 0; i < e->table_entries; i++)
+        used += table[i] ? MAX((uint64_t)s->cluster_size, page) : 0;
+    /* The bits, and the sums above them. */
+    *ret = MIN(used, align_up(bits / 8, page)) * 33 / 32 + 8 * page;
+    return true;
+}
+
+bool co_qcow2_bitmap_memory(struct node *n, const char *name, uint64_t *ret, struct err *err)
+{
+    struct qcow2 *s = n->state;
+    bool ok;
+
+    assert(n->drv == &qcow2_driver);
+    co_mutex_lock(&s->bitmaps_lock);
+    ok = co_memory(n, name, ret, err);
     co_mutex_unlock(&s->bitmaps_lock);
     return ok;
 }

@@ -40,6 +40,11 @@ json_t *qcow2_bitmaps_list(struct node *n);
 MUST_CHECK bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret,
                                      struct err *err);
 
+/* How much memory these bits take at most when they are loaded, as their table tells. The
+ * same are refused. */
+MUST_CHECK bool co_qcow2_bitmap_memory(struct node *n, const char *name, uint64_t *ret,
+                                       struct err *err);
+
 struct qcow2_bitmap_put {
     const char *name;
     uint64_t granularity;        /* bytes, a power of two from 512 to 2 GiB */
