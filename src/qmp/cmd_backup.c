@@ -266,6 +266,25 @@ static bool prepare(struct action *a, struct err *err)
     return a->disk != NULL;
 }
 
+/* The bitmap, if an earlier action of the same transaction has made or changed it: the
+ * backup may have it. */
+static struct dirty_bitmap *take_bitmap(struct action *a)
+{
+    const struct backup_args *args = a->args;
+    struct dirty_bitmap *bm = args->bitmap ? dirty_bitmap_find(a->disk, args->bitmap, NULL) : NULL;
+
+    return bm && action_yield_bitmap(a, bm) ? bm : NULL;
+}
+
+static bool check_bitmap(struct action *a)
+{
+    struct backup_state *s = a->state;
+    struct dirty_bitmap *bm = take_bitmap(a);
+    bool ok = backup_check_bitmap(&s->opts, s->err);
+
+    return ok && (!bm || action_hold_bitmap(a, bm, 0, s->err));
+}
+
 /* On the loop of both. */
 static bool co_prepare_job(struct action *a, struct node *target)
 {
@@ -273,6 +292,7 @@ static bool co_prepare_job(struct action *a, struct node *target)
 
     s->opts.source = a->disk;
     s->opts.target = target;
+    (void)take_bitmap(a);
     s->backup = co_backup_prepare(&s->opts, s->err);
     if (s->backup)
         a->job = backup_job(s->backup);
@@ -323,7 +343,7 @@ static int co_drive_prepare_there(void *arg)
     };
 
     s->opts.source = a->disk;
-    if (!backup_check_bitmap(&s->opts, s->err) ||
+    if (!check_bitmap(a) ||
         !co_backup_target_open(a->disk, &o, &s->file, s->err))
         return -EINVAL;
     s->opts.target_is_zero = s->file.is_zero;

@@ -28,7 +28,9 @@ static const struct action_ops abort_action[] = {
 
 /* ---- all actions -------------------------------------------------------------------------- */
 
-static const struct action_ops *const areas[] = { abort_action, qmp_backup_actions };
+static const struct action_ops *const areas[] = {
+    abort_action, qmp_backup_actions, qmp_bitmap_actions,
+};
 
 static const struct action_ops *action_nth(unsigned i)
 {

@@ -6,6 +6,7 @@
 
 static const struct qmp_command *const areas[] = {
     qmp_core_commands, qmp_block_commands, qmp_export_commands, qmp_backup_commands,
+    qmp_bitmap_commands,
     qmp_job_commands, qmp_transaction_commands,
 };
 

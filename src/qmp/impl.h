@@ -69,7 +69,7 @@ struct qmp_command {
 
 /* Tables that end with an entry without name, one for each area. */
 extern const struct qmp_command qmp_core_commands[], qmp_block_commands[], qmp_export_commands[],
-    qmp_backup_commands[], qmp_job_commands[], qmp_transaction_commands[];
+    qmp_backup_commands[], qmp_bitmap_commands[], qmp_job_commands[], qmp_transaction_commands[];
 
 const struct qmp_command *qmp_command_find(const char *name);
 const struct qmp_command *qmp_command_nth(unsigned i);   /* NULL after the last */

@@ -8,6 +8,18 @@
 #include "base/mem.h"
 #include "block/disk.h"
 
+/* A bitmap that is held until the end. */
+struct held {
+    struct node *node;           /* a reference */
+    struct dirty_bitmap *bm;     /* NULL: somebody else holds it now */
+    const struct action *reserved;    /* by this one alone; NULL: by all */
+};
+
+struct transaction {
+    struct held *held;
+    size_t n_held;
+};
+
 /* ---- doors --------------------------------------------------------------------------- */
 
 /* The doors of one disk. */
@@ -124,8 +136,11 @@ static bool co_cut_all(struct action *actions, size_t n, struct err *err)
 
     waitq_init(&m.done);
     for (size_t i = 0; i < n; i++) {
-        if (actions[i].disk && actions[i].ops->cut)
-            add_disk(&m, actions[i].disk);
+        if (!actions[i].disk || !actions[i].ops->cut)
+            continue;
+        add_disk(&m, actions[i].disk);
+        for (size_t k = 0; k < actions[i].n_others; k++)
+            add_disk(&m, actions[i].others[k]);
     }
     ok = co_shut_all(&m, err);
     for (size_t i = 0; ok && i < n; i++) {
@@ -179,10 +194,74 @@ static void co_clean_all(struct action *actions, size_t n)
     }
 }
 
+/* ---- bitmaps --------------------------------------------------------------------------- */
+
+static struct held *find_held(struct transaction *t, const struct dirty_bitmap *bm)
+{
+    for (size_t i = 0; i < t->n_held; i++) {
+        if (t->held[i].bm == bm)
+            return &t->held[i];
+    }
+    return NULL;
+}
+
+bool action_hold_bitmap(struct action *a, struct dirty_bitmap *bm, unsigned allow,
+                        struct err *err)
+{
+    struct transaction *t = a->txn;
+    const struct held *h = find_held(t, bm);
+
+    if (!dirty_bitmap_check(bm, h && !h->reserved ? allow | DIRTY_BUSY_OK : allow, err))
+        return false;
+    if (h)
+        return true;
+    dirty_bitmap_hold(bm);
+    t->held = xrealloc(t->held, (t->n_held + 1) * sizeof(*t->held));
+    t->held[t->n_held++] = (struct held){ node_ref(dirty_bitmap_node(bm)), bm, NULL };
+    return true;
+}
+
+void action_reserve_bitmap(struct action *a, struct dirty_bitmap *bm)
+{
+    find_held(a->txn, bm)->reserved = a;
+}
+
+bool action_yield_bitmap(struct action *a, struct dirty_bitmap *bm)
+{
+    struct held *h = find_held(a->txn, bm);
+
+    if (!h || (h->reserved && h->reserved != a))
+        return false;
+    h->bm = NULL;
+    dirty_bitmap_let_go(bm);
+    return true;
+}
+
+static int let_go_there(void *arg)
+{
+    struct held *h = arg;
+
+    dirty_bitmap_let_go(h->bm);
+    return 0;
+}
+
+static void co_release_bitmaps(struct transaction *t)
+{
+    for (size_t i = 0; i < t->n_held; i++) {
+        if (t->held[i].bm)
+            (void)co_node_call(t->held[i].node, let_go_there, &t->held[i]);
+        node_unref(t->held[i].node);
+    }
+    free(t->held);
+}
+
+/* ---- the whole -------------------------------------------------------------------------- */
+
 bool co_transaction(const struct qmp_call *call, struct action *actions, size_t n, bool group,
                     struct err *err)
 {
-    CLEANUP(job_txn_unref) struct job_txn *txn = group ? job_txn_new() : NULL;
+    CLEANUP(job_txn_unref) struct job_txn *job_txn = group ? job_txn_new() : NULL;
+    struct transaction t = { 0 };
     bool ok = true;
     size_t prepared;
 
@@ -190,7 +269,8 @@ bool co_transaction(const struct qmp_call *call, struct action *actions, size_t 
         struct action *a = &actions[prepared];
 
         a->call = call;
-        a->group = txn;
+        a->txn = &t;
+        a->group = job_txn;
         a->state = xzalloc(a->ops->state_size + 1);
         ok = a->ops->co_prepare(a, err);
         if (!ok)
@@ -198,10 +278,11 @@ bool co_transaction(const struct qmp_call *call, struct action *actions, size_t 
     }
     ok = ok && co_cut_all(actions, n, err);
     if (ok)
-        co_commit_all(actions, n, txn);
+        co_commit_all(actions, n, job_txn);
     else
         co_abort_all(actions, prepared);
     co_clean_all(actions, prepared);
+    co_release_bitmaps(&t);
     for (size_t i = 0; i < n; i++)
         free(MOVE(actions[i].state));
     return ok;

@@ -17,10 +17,14 @@
 #ifndef QMP_TRANSACTION_H
 #define QMP_TRANSACTION_H
 
+#include "block/dirty.h"
 #include "job/job_txn.h"
 #include "qmp/impl.h"
 
 struct action_ops;
+
+/* What the actions of one transaction share. */
+struct transaction;
 
 /* One action of a transaction that is under way. */
 struct action {
@@ -28,11 +32,14 @@ struct action {
     const struct action_ops *ops;
     const void *args;            /* decoded, of .args */
     void *state;                 /* .state_size bytes, zeroed at first */
+    struct transaction *txn;
     struct job_txn *group;       /* its job ends together with others; NULL: alone */
     bool committed;
 
     /* For co_prepare to fill in. */
     struct node *disk;           /* stands still for cut: a reference; NULL: none has to */
+    struct node **others;        /* more nodes that do; borrowed from .state */
+    size_t n_others;
     struct job *job;             /* that commit starts; borrowed */
 };
 
@@ -65,7 +72,7 @@ struct action_ops {
     }
 
 /* Tables that end with an entry without name, one for each area. */
-extern const struct action_ops qmp_backup_actions[];
+extern const struct action_ops qmp_backup_actions[], qmp_bitmap_actions[];
 
 /* One transaction of @n actions, of which .ops and .args are filled in. @group: their jobs
  * end together. */
@@ -75,5 +82,19 @@ bool co_transaction(const struct qmp_call *call, struct action *actions, size_t 
 /* A command that is an action. */
 bool co_transaction_single(const struct qmp_call *call, const struct action_ops *ops,
                            const void *args, struct err *err);
+
+/* ---- bitmaps ---------------------------------------------------------------------------
+ * A bitmap that an action is about is held (dirty.h) from co_prepare to the end, so that
+ * other monitors leave it alone; further actions of the same transaction may use it.
+ * On the loop of its node. */
+
+/* Hold @bm unless the transaction does already. @allow as for dirty_bitmap_check. */
+MUST_CHECK bool action_hold_bitmap(struct action *a, struct dirty_bitmap *bm, unsigned allow,
+                                   struct err *err);
+/* No further action may use @bm, which is held. */
+void action_reserve_bitmap(struct action *a, struct dirty_bitmap *bm);
+/* Let go of @bm for somebody who holds it himself from here on. False: the transaction does not
+ * hold it, or another action has reserved it. */
+bool action_yield_bitmap(struct action *a, struct dirty_bitmap *bm);
 
 #endif
