@@ -14,6 +14,7 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import copy_speed  # noqa: E402
 import guest_latency  # noqa: E402
+import incremental  # noqa: E402
 import nbd_speed  # noqa: E402
 import qcow2_speed  # noqa: E402
 
@@ -21,7 +22,7 @@ import qcow2_speed  # noqa: E402
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--stillpoint", default="build/stillpoint")
-    p.add_argument("--only", choices=["nbd", "latency", "copy", "qcow2"])
+    p.add_argument("--only", choices=["nbd", "latency", "copy", "qcow2", "incremental"])
     p.add_argument("--where", choices=["tmpfs", "disk", "both"], default="both")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=int, default=3, help="length of one fio run")
@@ -46,6 +47,8 @@ def main():
             if args.only in (None, "qcow2"):
                 figures[f"qcow2 {where}"] = qcow2_speed.run(ours, d, where, args.rounds,
                                                             args.seconds)
+            if args.only in (None, "incremental"):
+                figures[f"incremental {where}"] = incremental.run(ours, d, where, args.rounds)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(figures, f, indent=1)

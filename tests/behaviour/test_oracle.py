@@ -13,6 +13,7 @@ import random
 import disks
 import pytest
 from backups import STEP, Backup, targets
+from chains import Chain
 from disks import MIB
 from live import LiveDisk, engines, seeds
 
@@ -77,6 +78,29 @@ def test_backup_is_the_disk_at_one_instant(work, sync, source, target, engine, s
     if other:
         other.judge()
     qemu_img("compare", "-f", live.disk.format, "-F", "qcow2", live.disk.path, quiet)
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("engine", engines())
+@pytest.mark.parametrize("source", ["raw", "qcow2-over-raw-longer"])
+def test_every_link_of_a_chain_is_the_disk_at_its_instant(work, source, engine, seed):
+    """Two chains of incremental backups by two bitmaps, interleaved, with jobs that fail."""
+    live = live_disk(work, source, engine, f"chain {source} {seed}", size=6 * MIB)
+    chains = [Chain(live, "over"), Chain(live, "place", in_place=True)]
+    with live.on_line():
+        for chain in chains:
+            chain.begin()
+        for _ in range(14):
+            live.writers.wait_for_more(live.rng.randrange(STEP))
+            live.rng.choice(chains).step()
+        live.writers.stop()
+        chains[0].link()
+        chains[1].update()
+    for chain in chains:
+        chain.judge_all()
+    qemu_img("compare", "-f", live.disk.format, "-F", "raw", live.disk.path, chains[1].place)
+    qemu_img("compare", "-f", live.disk.format, "-F", "qcow2", live.disk.path,
+             chains[0].points[-1].path)
 
 
 @contextlib.contextmanager
