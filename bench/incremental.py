@@ -33,14 +33,6 @@ def backup(server, size, **arguments):
     return seconds, event["data"]["len"]
 
 
-def add_bitmap(server, name, size):
-    if name == "qsd":
-        server.qmp("block-dirty-bitmap-add", node="d", name="b", granularity=GRANULE)
-    else:
-        backup(server, size, **{"sync": "full", "new-bitmap": {"name": "b",
-                                                               "granularity": GRANULE}})
-
-
 def run(ours, directory, where, rounds, size_gib=1024):
     size = size_gib << 30
     step = GRANULE * SHARE
@@ -52,7 +44,7 @@ def run(ours, directory, where, rounds, size_gib=1024):
             with open(image, "wb") as f:
                 f.truncate(size)
             with Daemon(program, directory, image) as server:
-                add_bitmap(server, name, size)
+                server.qmp("block-dirty-bitmap-add", node="d", name="b", granularity=GRANULE)
                 fio(server.uri, f"write:{step - 4096}", "4k", 32, None, size, directory,
                     count=size // step)
                 for _ in range(3):

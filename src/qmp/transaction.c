@@ -223,7 +223,10 @@ bool action_hold_bitmap(struct action *a, struct dirty_bitmap *bm, unsigned allo
 
 void action_reserve_bitmap(struct action *a, struct dirty_bitmap *bm)
 {
-    find_held(a->txn, bm)->reserved = a;
+    struct held *h = find_held(a->txn, bm);
+
+    assert(h);
+    h->reserved = a;
 }
 
 bool action_yield_bitmap(struct action *a, struct dirty_bitmap *bm)
