@@ -11,7 +11,7 @@
 #include "sidecar/sidecar.h"
 
 struct test_image {
-    unsigned char *data;
+    unsigned char *data;             /* NULL: nobody reads it */
     uint64_t size;
     struct storage_identity id;
     /* Sees each write before it is done and after; may be NULL. */
@@ -20,7 +20,7 @@ struct test_image {
 extern struct test_image image;
 
 /* Before everything: the driver "test-image", and a folder of its own. */
-void sidecar_test_begin(uint64_t size);
+void sidecar_test_begin(uint64_t size, bool with_data);
 void sidecar_test_end(void);
 /* The sidecar file of the disk; static. */
 const char *sidecar_test_path(void);

@@ -403,7 +403,7 @@ int main(void)
         cmocka_unit_test(second_node),
     };
 
-    sidecar_test_begin(SIZE);
+    sidecar_test_begin(SIZE, true);
 
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
 
