@@ -14,6 +14,7 @@
 #include "base/schema.h"
 #include "drivers/drivers.h"
 #include "drivers/image_dirs.h"
+#include "sidecar/sidecar.h"
 #include <getopt.h>
 #include <stdio.h>
 
@@ -179,6 +180,10 @@ static const struct option_kind {
       NULL },
     { "image-dir", "DIR", "images may name files below it, besides those below the "
       "directory of the image; repeatable", NULL, NULL },
+    { "state-dir", "DIR", "where the files with persistent dirty bitmaps are (default: next to the "
+      "images); devices and NBD exports need it", NULL, NULL },
+    { "exclusive-devices", NULL, "nobody else writes to the block devices and NBD exports that "
+      "have persistent dirty bitmaps: believe those after a crash too", NULL, NULL },
     { "image-nbd", NULL, "images may name nbd:// URIs as backing files", NULL, NULL },
     { "help", NULL, "this text; VALUE=help tells more of an option", NULL, NULL, 'h' },
     { "version", NULL, "the program's version", NULL, NULL, 'V' },
@@ -291,6 +296,16 @@ static bool allow_image_dir(const char *dir)
     return false;
 }
 
+static bool take_state_dir(const char *dir)
+{
+    struct err err;
+
+    if (sidecar_set_state_dir(dir, &err))
+        return true;
+    say("--state-dir %s", err.text);
+    return false;
+}
+
 /* One option that is not carried out in order. */
 static bool take_setting(struct command_line *cl, const char *name, const char *value)
 {
@@ -302,7 +317,11 @@ static bool take_setting(struct command_line *cl, const char *name, const char *
         return take_scratch_dir(cl, value);
     if (strcmp(name, "image-dir") == 0)
         return allow_image_dir(value);
-    if (strcmp(name, "image-nbd") == 0)
+    if (strcmp(name, "state-dir") == 0)
+        return take_state_dir(value);
+    if (strcmp(name, "exclusive-devices") == 0)
+        sidecar_set_exclusive();
+    else if (strcmp(name, "image-nbd") == 0)
         image_dirs_allow_nbd();
     else if (strcmp(name, "pidfile") == 0)
         cl->pid_path = value;

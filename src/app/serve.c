@@ -12,6 +12,7 @@
 #include "block/graph.h"
 #include "drivers/nbd_uri.h"
 #include "job/job.h"
+#include "sidecar/sidecar.h"
 #include <limits.h>
 #include <stdio.h>
 #include <sys/un.h>
@@ -37,10 +38,10 @@ struct serve_listen {
 struct serve_command {
     struct daemon_opts daemon;
     struct cli_list listen_texts, image_dirs;
-    const char *control, *format, *snapshot;
+    const char *control, *format, *snapshot, *state_dir;
     int engine;
     uint64_t threads;
-    bool read_only, direct;
+    bool read_only, direct, exclusive;
 
     struct serve_disk *disks;
     struct serve_listen *listens;
@@ -291,6 +292,10 @@ static int parse(struct serve_command *c, int argc, char **argv)
           "for disks; one for each CPU unless given", .max = THREADS_MAX },
         { "scratch-dir", 0, CLI_TEXT, &c->daemon.scratch_dir, "DIR",
           "where backups keep old data for a while; /var/tmp unless given" },
+        { "state-dir", 0, CLI_TEXT, &c->state_dir, "DIR",
+          "where the files with persistent dirty bitmaps are; next to the images unless given" },
+        { "exclusive-devices", 0, CLI_FLAG, &c->exclusive, NULL,
+          "nobody else writes to devices and exports with bitmaps: believe those after a crash" },
         { 0 },
     };
     const struct cli_command command = {
@@ -326,6 +331,10 @@ static int parse(struct serve_command *c, int argc, char **argv)
         return cli_misuse("serve", "%s", err.text);
     if (c->daemon.scratch_dir && access(c->daemon.scratch_dir, W_OK | X_OK) < 0)
         return cli_failf("serve", "--scratch-dir %s: %s", c->daemon.scratch_dir, strerror(errno));
+    if (c->state_dir && !sidecar_set_state_dir(c->state_dir, &err))
+        return cli_failf("serve", "--state-dir %s", err.text);
+    if (c->exclusive)
+        sidecar_set_exclusive();
     return cli_allow_image_dirs(&c->image_dirs, &err) ? -1 : cli_fail("serve", &err);
 }
 
