@@ -5,6 +5,7 @@
  * are cleared and recording begins and ends behind them (docs/dirty-bitmaps.md, I-B1).
  */
 #include "base/mem.h"
+#include "block/keeper.h"
 #include "qmp/bitmap_ref.h"
 #include "qmp/transaction.h"
 
@@ -118,10 +119,26 @@ static void disable_cut(struct action *a)
     dirty_bitmap_disable(((struct bitmap_state *)a->state)->bm);
 }
 
+/* Changes of persistent bitmaps are answered when a crash cannot undo them. What cannot be
+ * kept is inconsistent then, and was logged. */
+static int co_settle_there(void *arg)
+{
+    struct err ignored;
+
+    (void)!co_dirty_settle(arg, &ignored);
+    return 0;
+}
+
+static void co_settle(struct action *a)
+{
+    if (a->committed)
+        (void)co_node_call(a->disk, co_settle_there, a->disk);
+}
+
 /* ---- add, remove ---------------------------------------------------------------------------- */
 
 /* I-B1: what is not behind shut doors does not begin to record. */
-static int add_there(void *arg)
+static int co_add_there(void *arg)
 {
     struct action *a = arg;
     const struct add_args *args = a->args;
@@ -138,15 +155,23 @@ static int add_there(void *arg)
         err_set(s->err, -EINVAL, "Granularity must be power of 2 and at least 512");
         return -EINVAL;
     }
+    if (args->persistent && !co_dirty_keep(a->disk, s->err))
+        return -EINVAL;
     s->bm = dirty_bitmap_add(a->disk, &o, s->err);
-    return s->bm && action_hold_bitmap(a, s->bm, 0, s->err) ? 0 : -EINVAL;
+    if (!s->bm || !action_hold_bitmap(a, s->bm, 0, s->err))
+        return -EINVAL;
+    if (!args->persistent || co_dirty_settle(a->disk, s->err))
+        return 0;
+    action_yield_bitmap(a, s->bm);
+    dirty_bitmap_remove(s->bm);
+    return -EINVAL;
 }
 
 static bool co_add_prepare(struct action *a, struct err *err)
 {
     const struct add_args *args = a->args;
 
-    return co_prepare_on(a, qmp_find_device(a->call->qmp, args->node, err), add_there, err);
+    return co_prepare_on(a, qmp_find_device(a->call->qmp, args->node, err), co_add_there, err);
 }
 
 static void add_cut(struct action *a)
@@ -230,6 +255,7 @@ static void clear_cut(struct action *a)
 
 static void co_clear_clean(struct action *a)
 {
+    co_settle(a);
     bitmap_free(((struct bitmap_state *)a->state)->row);
 }
 
@@ -283,6 +309,12 @@ static void merge_done(struct action *a)
     free(MOVE(s->sources));
 }
 
+static void co_merge_clean(struct action *a)
+{
+    co_settle(a);
+    merge_done(a);
+}
+
 static bool co_merge_prepare(struct action *a, struct err *err)
 {
     const struct merge_args *args = a->args;
@@ -333,17 +365,18 @@ enum { ADD, REMOVE, CLEAR, ENABLE, DISABLE, MERGE };
     .state_size = sizeof(struct bitmap_state)
 const struct action_ops qmp_bitmap_actions[] = {
     [ADD] = { BITMAP_ACTION("add", add_args_type, add_wrapper), .co_prepare = co_add_prepare,
-              .cut = add_cut, .co_abort = co_add_abort },
+              .cut = add_cut, .co_abort = co_add_abort, .co_clean = co_settle },
     [REMOVE] = { BITMAP_ACTION("remove", bitmap_ref_type, ref_wrapper),
-                 .co_prepare = co_remove_prepare, .commit = remove_commit },
+                 .co_prepare = co_remove_prepare, .commit = remove_commit,
+                 .co_clean = co_settle },
     [CLEAR] = { BITMAP_ACTION("clear", bitmap_ref_type, ref_wrapper),
                 .co_prepare = co_clear_prepare, .cut = clear_cut, .co_clean = co_clear_clean },
     [ENABLE] = { BITMAP_ACTION("enable", bitmap_ref_type, ref_wrapper),
-                 .co_prepare = co_find_prepare, .cut = enable_cut },
+                 .co_prepare = co_find_prepare, .cut = enable_cut, .co_clean = co_settle },
     [DISABLE] = { BITMAP_ACTION("disable", bitmap_ref_type, ref_wrapper),
-                  .co_prepare = co_find_prepare, .cut = disable_cut },
+                  .co_prepare = co_find_prepare, .cut = disable_cut, .co_clean = co_settle },
     [MERGE] = { BITMAP_ACTION("merge", merge_args_type, merge_wrapper),
-                .co_prepare = co_merge_prepare, .cut = merge_cut, .co_clean = merge_done },
+                .co_prepare = co_merge_prepare, .cut = merge_cut, .co_clean = co_merge_clean },
     { 0 },
 };
 
