@@ -46,31 +46,31 @@ in_one_line() { tally "$1" | paste -s -d, | sed 's/,/, /g'; }
 rounds=0 failures=0 cut_off=0
 # NAME COMMAND...: run it, cut off at the end of the time; its output is kept if it fails.
 step() {
-    name=$1; shift
+    what=$1; shift
     [ "$(left)" -gt 0 ] || return 0
-    log=$logs/$name-$seed.log
+    log=$logs/$what-$seed.log
     timeout -s INT -k 60 "$(left)" "$@" >"$log" 2>&1
     status=$?
     tally "$log" | sed 's/^/tally /' >>"$logs/tally"
     done=$(in_one_line "$log")
     case $status in
-    0)  echo "$name, seed $seed: ${done:-$(tail -n 1 "$log")}"
+    0)  echo "$what, seed $seed: ${done:-$(tail -n 1 "$log")}"
         rm "$log" ;;
-    77) echo "$name: skipped"
+    77) echo "$what: skipped"
         rm "$log" ;;
     124)
-        echo "$name, seed $seed: cut off after ${done:-nothing that counts}"
+        echo "$what, seed $seed: cut off after ${done:-nothing that counts}"
         cut_off=$((cut_off + 1))
         rm "$log" ;;
     *)  failures=$((failures + 1))
-        echo "$name, seed $seed: FAILED ($status), see $log"
+        echo "$what, seed $seed: FAILED ($status), see $log"
         grep -E '^(E  |FAILED|ERROR|.*seed)' "$log" | tail -n 5 ;;
     esac
 }
 
 behaviour() {       # NAME SEEDS PYTEST-OPTIONS...
-    name=$1 seeds=$2; shift 2
-    step "$name" env STILLPOINT_SEEDS="$seeds" \
+    kind=$1 seeds=$2; shift 2
+    step "$kind" env STILLPOINT_SEEDS="$seeds" \
         /usr/bin/python3 -m pytest -q -p no:cacheprovider "$@"
 }
 
