@@ -16,6 +16,7 @@ import subprocess
 
 import pytest
 
+import live
 import stillpoint
 
 QSD = shutil.which("qemu-storage-daemon")
@@ -62,6 +63,11 @@ def action(kind, **kwargs):
 def backup_action(device, job, **kwargs):
     return action("drive-backup", **{"device": device, "target": f"{job}.out", "sync": "full",
                                      "job_id": job, "format": "raw", **kwargs})
+
+
+def endless_action(device, job):
+    """Of a job that goes on until it is cancelled."""
+    return backup_action(device, job, sync="none", format="qcow2")
 
 
 def transaction(*actions, **properties):
@@ -390,8 +396,9 @@ class Peer:
         for name, size in (("a.raw", 1 << 20), ("t0.raw", 1 << 20), ("small.raw", 1 << 19)):
             with open(directory / name, "wb") as f:
                 f.truncate(size)
-        with open(directory / "a.raw", "r+b") as f:
-            f.write(b"data" * (1 << 18))
+        for name in ("a.raw", "t0.raw"):
+            with open(directory / name, "r+b") as f:
+                f.write(b"data" * (1 << 18))
         (directory / "notqcow2.raw").write_bytes(b"not an image" * 1000)
         stillpoint.qemu_img("create", "-q", "-f", "qcow2", "b.qcow2", "1M", cwd=directory)
         stillpoint.qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "-u",
@@ -493,3 +500,92 @@ def test_answers_are_those_of_qemu(peers, name):
         elif theirs != ours:
             different.append((message, theirs, ours))
     assert not different, "\n".join(f"\n> {m}\nQEMU: {t}\nwe:   {o}" for m, t, o in different)
+
+
+# What jobs of a transaction tell. Waiting for a message is "wait STATUS JOB".
+EVENT_CASES = {
+    "all end well": [
+        transaction(backup_action("r0", "j"), backup_action("r1", "k"), completion_mode="grouped"),
+        "wait null j", "wait null k",
+    ],
+    "one is to be finalized": [
+        transaction(backup_action("r0", "j", auto_finalize=False), backup_action("r1", "k"),
+                    completion_mode="grouped"),
+        "wait pending j", cmd("job-finalize", id="k"), "wait null j", "wait null k",
+    ],
+    "all are to be finalized and dismissed": [
+        transaction(*[backup_action(d, j, auto_finalize=False, auto_dismiss=False)
+                      for d, j in (("r0", "j"), ("r1", "k"))], completion_mode="grouped"),
+        "wait pending j", "wait pending k", cmd("job-finalize", id="j"), "wait concluded j",
+        cmd("job-dismiss", id="j"), "wait null j", cmd("job-dismiss", id="k"), "wait null k",
+    ],
+    "one is cancelled that is pending": [
+        transaction(backup_action("r0", "j", auto_finalize=False), backup_action("r1", "k"),
+                    completion_mode="grouped"),
+        "wait pending j", cmd("block-job-cancel", device="k"), "wait null j", "wait null k",
+    ],
+    "one is cancelled that runs": [
+        transaction(endless_action("r0", "j"), endless_action("r1", "k"),
+                    completion_mode="grouped"),
+        "wait running k", cmd("block-job-cancel", device="k"), "wait null j", "wait null k",
+    ],
+    "one fails": [
+        transaction(endless_action("r0", "j"),
+                    action("blockdev-backup", device="r1", target="bad", sync="full", job_id="k"),
+                    completion_mode="grouped"),
+        "wait null j", "wait null k",
+    ],
+    "each ends for itself": [
+        transaction(backup_action("r0", "j", auto_finalize=False),
+                    action("blockdev-backup", device="r1", target="bad", sync="full",
+                           job_id="k")),
+        "wait null k", "wait pending j", cmd("job-finalize", id="j"), "wait null j",
+    ],
+}
+
+
+def told(peer, messages):
+    """The events of each job, and the order in which the jobs end. QEMU's also pause for a
+    moment when they start."""
+    events = []
+
+    def is_told(status, job):
+        return any(e["event"] == "JOB_STATUS_CHANGE" and e["data"] == {"id": job, "status": status}
+                   for e in events + peer.qmp.events)
+
+    for message in messages:
+        if isinstance(message, str):
+            while not is_told(*message.split()[1:]):
+                peer.qmp.events.append(peer.qmp.receive())
+        else:
+            assert "return" in peer.say(message)
+        events += peer.qmp.events
+        peer.qmp.events = []
+    jobs, ends = {}, []
+    for event in (e for e in events if "JOB" in e["event"]):
+        data = event["data"]
+        what = (event["event"], data.get("status"), "error" in data)
+        job = jobs.setdefault(data.get("id", data.get("device")), [])
+        if data.get("status") != "paused" and what not in job and "ERROR" not in event["event"]:
+            job.append(what)
+        if data.get("status") == "concluded":
+            ends.append(data["id"])
+    return jobs, ends
+
+
+@pytest.mark.parametrize("name", EVENT_CASES)
+def test_events_of_a_transaction_are_those_of_qemu(peers, tmp_path, name):
+    with stillpoint.Process(["nbdkit", "-f", "-U", tmp_path / "bad", "--filter=error", "memory",
+                             "1M", "error-pwrite-rate=100%", "error-zero-rate=100%"],
+                            tmp_path / "nbdkit.log"):
+        stillpoint.poll_until("nbdkit", lambda: live.listens(str(tmp_path / "bad")))
+        answers = []
+        for peer in peers:
+            for message in (RAW, R1, add("raw", node_name="bad", file={
+                    "driver": "nbd",
+                    "server": {"type": "unix", "path": str(tmp_path / "bad")}})):
+                assert "return" in peer.say(message)
+            answers.append(told(peer, EVENT_CASES[name]))
+            peer.say(cmd("blockdev-del", node_name="bad"))
+        assert answers[1] == answers[0]
+        assert sorted(answers[1][0]) == ["j", "k"]
