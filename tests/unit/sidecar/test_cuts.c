@@ -254,7 +254,7 @@ static void co_command(struct dirty_bitmap *a)
             more = co_add_persistent(disk, "more", 4 * GRAIN);
         assert_true(test_random(&seed, 2) || co_dirty_settle(disk, &err));
     } else if (more) {
-        dirty_bitmap_set(more, test_random(&seed, 16) * SIDECAR_REGION_MIN, 70 * MiB);
+        dirty_bitmap_set(more, test_random(&seed, 14) * SIDECAR_REGION_MIN, 70 * MiB);
     }
     if (dirty_bitmap_busy(a)) {
         uint64_t stay = test_random(&seed, GRAINS);
