@@ -58,10 +58,7 @@ static uint64_t free_until(struct view *v, uint64_t first, uint64_t end)
 {
     struct capture *c;
 
-    end = MIN(end, bitmap_next_set(v->done, first));
-    if (v->wanted)
-        end = MIN(end, bitmap_next_clear(v->wanted, first / v->unit_granules) *
-                       v->unit_granules);
+    end = MIN(end, view_next_done(v, first));
     list_for_each(c, &v->captures, link) {
         if (c->first > first)
             end = MIN(end, c->first);
@@ -130,11 +127,10 @@ static void mark_captured(struct view *v, uint64_t first, uint64_t n)
     uint64_t end = first + n;
 
     while (first < end) {
-        bool released = bitmap_test(v->done, first);
-        uint64_t to = released ? bitmap_next_clear(v->done, first)
-                               : bitmap_next_set(v->done, first);
+        uint64_t open = view_next_open(v, first, end);
+        bool released = open > first;
+        uint64_t to = released ? open : MIN(end, view_next_done(v, first));
 
-        to = MIN(to, end);
         if (released) {
             store_release(v->store, first * GRANULE, (to - first) * GRANULE);
         } else {

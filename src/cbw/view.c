@@ -312,6 +312,25 @@ int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len
 
 /* ---- releasing and watching ------------------------------------------------------------ */
 
+/* Where the view is limited, whole units cost nothing: they are wanted no longer. */
+static void set_done(struct view *v, uint64_t first, uint64_t n)
+{
+    uint64_t end = first + n, unit, units_end, whole, whole_end;
+
+    if (!v->wanted) {
+        bitmap_set(v->done, first, n);
+        return;
+    }
+    unit = div_round_up(first, v->unit_granules);
+    units_end = end == v->granules ? bitmap_size(v->wanted) : end / v->unit_granules;
+    whole = MIN(end, unit * v->unit_granules);
+    whole_end = MIN(end, MAX(unit, units_end) * v->unit_granules);
+    bitmap_set(v->done, first, whole - first);
+    if (unit < units_end)
+        bitmap_clear(v->wanted, unit, units_end - unit);
+    bitmap_set(v->done, whole_end, end - whole_end);
+}
+
 void view_release(struct view *v, uint64_t off, uint64_t len)
 {
     uint64_t first = view_first_granule(off), n = view_end_granule(off, len) - first;
@@ -320,7 +339,7 @@ void view_release(struct view *v, uint64_t off, uint64_t len)
     assert(is_aligned(off + len, GRANULE) || off + len == v->size);
     if (v->error || len == 0)
         return;
-    bitmap_set(v->done, first, n);
+    set_done(v, first, n);
     if (bitmap_any_set(v->held, first, n)) {
         bitmap_clear(v->held, first, n);
         store_release(v->store, off, n * GRANULE);

@@ -11,7 +11,8 @@
  *      held                  done, held   the store has it (I-V2)
  *      released              done, !held  nobody wants it (I-V3)
  *
- * What view_limit leaves out is released from the start, without a bit for each.
+ * What view_limit leaves out is released from the start, and "done" is said of whole units
+ * without a bit for each granule.
  *
  * Neither captures nor consumers' reads go through the disk's door (I-V8). Captures
  * belong to guests' requests that are inside. Reads must go on while a door is
@@ -43,7 +44,8 @@ struct view {
     unsigned refs;
     struct waitq settled;          /* woken when one reference is left */
     struct bitmap *done, *held;
-    struct bitmap *wanted;         /* in units; what is not set counts as done. NULL: all is */
+    struct bitmap *wanted;         /* in units; what is not set counts as done, and a unit that is
+                                    * released is set no longer. NULL: all is wanted */
     uint64_t unit_granules;
     struct store *store;
     uint64_t n_captured;           /* granules ever held */
@@ -83,6 +85,17 @@ static inline uint64_t view_first_granule(uint64_t off)
 static inline uint64_t view_end_granule(uint64_t off, uint64_t len)
 {
     return div_round_up(off + len, GRANULE);
+}
+
+/* The first granule at or behind @from that is done; the number of granules, or more: none. */
+static inline uint64_t view_next_done(const struct view *v, uint64_t from)
+{
+    uint64_t done = bitmap_next_set(v->done, from);
+
+    if (!v->wanted)
+        return done;
+    return MIN(done, MAX(from, bitmap_next_clear(v->wanted, from / v->unit_granules) *
+                               v->unit_granules));
 }
 
 /* The first granule at or behind @from, before @end, that is not done; @end: none. */
