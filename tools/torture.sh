@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # torture.sh BUILD: the long runs. For STILLPOINT_TORTURE_MINUTES (30) it goes round these:
-#   model     seeded runs in one process against a shadow disk, both engines
+#   model     seeded runs in one process against a shadow disk, single backups and chains of
+#             incremental ones, both engines
 #   qcow2     lives of random images beside QEMU, power cuts, images of rubbish
 #   oracle    every kind of backup under real clients, one new seed a round
 #   kill      kill -9 at a random moment of writes and a backup, and what is found then
@@ -111,6 +112,8 @@ while [ "$(left)" -gt 0 ]; do
     for engine in uring pool; do
         step "model-$engine" "$build/tests/model/model_backup" --engine $engine --for 30 \
             --seeds "$seed..$((seed + 1000000))"
+        step "model-chains-$engine" "$build/tests/model/model_backup" --chains --engine $engine \
+            --for 30 --seeds "$seed..$((seed + 1000000))"
     done
     for name in $qcow2; do
         case $name in random) n=100 ;; powercut) n=20 ;; mutated) n=300 ;; *) n=2 ;; esac
