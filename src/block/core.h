@@ -60,6 +60,9 @@ struct node_core {
     struct dirty_keeper *keeper; /* NULL: none */
     struct list notifiers;       /* node_notifier; those without a function are cursors */
     bool write_care;             /* writes have something to look after: see request.c */
+    bool read_care;              /* reads have */
+    unsigned read_watchers;      /* node_watch_reads */
+    struct list reads;           /* struct reading, in order of arrival, while there are any */
     struct list requests;        /* tracked writes, in order of arrival (align.c) */
     unsigned serialising;        /* of them, those that read, modify and write */
 
@@ -116,7 +119,7 @@ void node_set_done(struct node_set *set);
 
 /* ---- request.c ---------------------------------------------------------------- */
 
-/* Recompute core->write_care. */
+/* Recompute core->write_care and core->read_care. */
 void node_update_care(struct node *n);
 
 static inline bool range_inside(const struct node *n, uint64_t off, uint64_t len)

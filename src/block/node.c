@@ -32,6 +32,7 @@ struct node *node_new(const struct driver *drv, struct loop *loop)
     list_init(&core->bitmaps);
     list_init(&core->notifiers);
     list_init(&core->requests);
+    list_init(&core->reads);
     list_init(&core->doomed);
     waitq_init(&core->settled);
     return &whole->node;

@@ -74,6 +74,7 @@ struct node_info {
     bool can_compress;           /* REQ_COMPRESSED works */
     bool zero_init;              /* never-written ranges are known to read as zero */
     bool dirty;                  /* the image was not closed cleanly */
+    bool discard_only;           /* of what writes only discards are taken, and they free space */
     char filename[4096];         /* what qemu-img info shows: a path, an nbd:// URI or json:{} */
     char backing_file[1024];     /* as the image names it; empty: none */
     char backing_format[16];
@@ -143,6 +144,8 @@ struct block_status {
     uint64_t len;           /* bytes from the asked offset for which it holds; > 0 */
     uint64_t host_off;
     struct node *file;      /* borrowed; with STATUS_OFFSET */
+    unsigned depth;         /* with ALLOCATED, of a node that shows a whole chain: of its layers
+                             * the one that decides; else 0 */
 };
 
 /* What this layer alone says about the start of [off, off+len), len > 0. */
@@ -176,6 +179,16 @@ struct node_notifier {
 };
 void node_add_notifier(struct node *n, struct node_notifier *nf);
 void node_remove_notifier(struct node *n, struct node_notifier *nf);
+
+/* ---- watching reads --------------------------------------------------------
+ * For who writes old data into an overlay just before it changes in the image below:
+ * a read of the overlay that has found nothing there, and is about to look below, has
+ * to be over before that change. */
+void node_watch_reads(struct node *n);          /* nests */
+void node_unwatch_reads(struct node *n);
+/* Wait until the reads of [off, off+len) are over that are under way now, of those
+ * that began since the node is watched. */
+void co_node_wait_reads(struct node *n, uint64_t off, uint64_t len);
 
 /* While any is held resizing is refused with @why. */
 void node_forbid_resize(struct node *n, const char *why);   /* why: static text */

@@ -4,7 +4,7 @@
  * request that needs nothing done to it costs a few comparisons and goes on to
  * the driver in a tail call. Everything else takes the careful way below:
  *
- *   reads    unaligned or too long (align.c); deep in a chain (a new stack)
+ *   reads    unaligned or too long (align.c); deep in a chain (a new stack); watched
  *   writes   the same; notifiers, detect-zeroes, tracking, emulated FUA
  *   clones   down to the protocols, a funnel for each node on the way
  *
@@ -25,6 +25,7 @@ void node_update_care(struct node *n)
 {
     struct node_core *core = n->core;
 
+    core->read_care = core->new_stack || core->read_watchers;
     core->write_care = !list_empty(&core->notifiers) || !list_empty(&core->bitmaps) ||
                        core->keeper || core->detect_zeroes || n->limits.request_align > 1;
 }
@@ -59,17 +60,33 @@ static int co_read_on_new_stack(struct read_job *job)
     return job->result;
 }
 
+/* A read that may have to be waited for, on the stack of its coroutine. */
+struct reading {
+    struct list link;            /* core->reads */
+    uint64_t off, len;
+    struct waitq done;
+};
+
 static int co_read_careful(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
                            int niov, unsigned flags)
 {
+    struct reading rd = { .off = off, .len = len };
+    int r;
+
     if (len == 0)
         return 0;
+    waitq_init(&rd.done);
+    list_push_tail(&n->core->reads, &rd.link);
     if (n->core->new_stack) {
         struct read_job job = { n, off, len, iov, niov, flags };
 
-        return co_read_on_new_stack(&job);
+        r = co_read_on_new_stack(&job);
+    } else {
+        r = co_aligned_preadv(n, off, len, iov, niov, flags);
     }
-    return co_aligned_preadv(n, off, len, iov, niov, flags);
+    list_del(&rd.link);
+    waitq_wake_all(&rd.done);
+    return r;
 }
 
 int co_node_preadv(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, int niov,
@@ -77,7 +94,7 @@ int co_node_preadv(struct node *n, uint64_t off, uint64_t len, const struct iove
 {
     if (UNLIKELY(!range_inside(n, off, len)))
         return -EINVAL;
-    if (LIKELY(fits_driver(n, off, len) && !n->core->new_stack))
+    if (LIKELY(fits_driver(n, off, len) && !n->core->read_care))
         return n->drv->co_preadv(n, off, len, iov, niov, flags);
     return co_read_careful(n, off, len, iov, niov, flags);
 }
@@ -87,6 +104,37 @@ int co_node_pread(struct node *n, uint64_t off, uint64_t len, void *buf, unsigne
     struct iovec iov = { buf, len };
 
     return co_node_preadv(n, off, len, &iov, 1, flags);
+}
+
+void node_watch_reads(struct node *n)
+{
+    n->core->read_watchers++;
+    node_update_care(n);
+}
+
+void node_unwatch_reads(struct node *n)
+{
+    n->core->read_watchers--;
+    node_update_care(n);
+}
+
+void co_node_wait_reads(struct node *n, uint64_t off, uint64_t len)
+{
+    struct list *head = &n->core->reads;
+    struct reading mark = { .len = 0 };     /* what comes behind it is not waited for */
+    struct reading *rd;
+
+    list_push_tail(head, &mark.link);
+again:
+    list_for_each(rd, head, link) {
+        if (rd == &mark)
+            break;
+        if (rd->len && off < rd->off + rd->len && rd->off < off + len) {
+            co_waitq_wait(&rd->done);
+            goto again;
+        }
+    }
+    list_del(&mark.link);
 }
 
 /* ---- writes ------------------------------------------------------------------- */

@@ -73,6 +73,6 @@ int co_node_status_above(struct node *n, struct node *base, uint64_t off, uint64
     st.len = len;
     *ret = st;
     if (ret_depth)
-        *ret_depth = depth;
+        *ret_depth = depth + st.depth;
     return 0;
 }

@@ -174,6 +174,7 @@ static void co_probe(void *arg)
     uint64_t len = MIN(c->n * GRANULE, v->size - off);
     struct block_status st;
     uint64_t zeros = 0, data_until;
+    int r = 0;
 
     /* A source that cannot tell is asked by reading it. */
     if (co_node_status_above(v->node, NULL, off, len, &st, NULL) < 0)
@@ -183,7 +184,9 @@ static void co_probe(void *arg)
     data_until = c->first + (zeros ? 0 : div_round_up(MIN(st.len, len), GRANULE));
     if (c->outcome)
         c->outcome->data_until = data_until;
-    capture_over(c, 0, NULL, zeros);
+    if (zeros && !v->error)
+        r = co_store_write_zeros(v->store, off, zeros * GRANULE);
+    capture_over(c, r, "keep the old data in scratch", r < 0 ? 0 : zeros);
 }
 
 static void co_capture(void *arg)

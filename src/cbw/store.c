@@ -63,6 +63,11 @@ static bool open_memory(struct store *s, struct err *err)
     return true;
 }
 
+static bool has_file(const struct store *s)
+{
+    return s->file_fd >= 0 || s->target;
+}
+
 static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
 {
     if (s->memory_max && !open_memory(s, err))
@@ -81,8 +86,8 @@ static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
     return true;
 }
 
-struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint64_t limit,
-                           struct err *err)
+/* Without tiers. */
+static struct store *store_new(uint64_t size, uint64_t memory, uint64_t limit, struct err *err)
 {
     struct store *s = xnew(struct store);
     uint64_t bits = div_round_up(size, GRANULE);
@@ -99,15 +104,40 @@ struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint
     };
     waitq_init(&s->space);
     waitq_init(&s->moved);
+    if (s->stored && s->in_file && s->punch)
+        return s;
+    err_set(err, -ENOMEM, "Not enough memory for the bitmaps of a disk of %llu bytes",
+            (unsigned long long)size);
+    store_free(s);
+    return NULL;
+}
+
+struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint64_t limit,
+                           struct err *err)
+{
+    struct store *s = store_new(size, memory, limit, err);
+
+    if (!s)
+        return NULL;
     if (!dir)
         s->limit = MIN(s->limit, s->memory_max);
-    if (!s->stored || !s->in_file || !s->punch)
-        err_set(err, -ENOMEM, "Not enough memory for the bitmaps of a disk of %llu bytes",
-                (unsigned long long)size);
-    else if (co_open_tiers(s, dir, err))
+    if (co_open_tiers(s, dir, err))
         return s;
     store_free(s);
     return NULL;
+}
+
+struct store *store_new_in_node(uint64_t size, struct node *target, struct err *err)
+{
+    struct store *s = store_new(size, 0, 0, err);
+
+    if (!s)
+        return NULL;
+    assert(node_loop(target) == loop_current() && node_size(target) >= size);
+    s->target = node_ref(target);
+    s->target_size = size;
+    node_watch_reads(target);
+    return s;
 }
 
 /* ---- closing --------------------------------------------------------------- */
@@ -143,6 +173,9 @@ void store_free(struct store *s)
         return;    /* whoever ends last comes here again */
     close_tier(s->memory_fd, s->memory_used);
     close_tier(s->file_fd, s->file_used);
+    if (s->target)
+        node_unwatch_reads(s->target);
+    node_unref(s->target);
     bitmap_free(s->stored);
     bitmap_free(s->in_file);
     bitmap_free(s->punch);
@@ -190,6 +223,9 @@ static unsigned hints(const struct store *s, bool in_file, uint64_t len)
 static int co_tier_write(struct store *s, bool in_file, uint64_t off, uint64_t len,
                          const uint8_t *buf)
 {
+    if (s->target)
+        return co_node_pwrite(s->target, off, MIN(len, s->target_size - off), buf, 0);
+
     int fd = in_file ? s->file_fd : s->memory_fd;
 
     for (uint64_t at = 0; at < len;) {
@@ -240,11 +276,11 @@ static int co_write_run(struct store *s, uint64_t off, uint64_t *len, const uint
             return 0;
         }
         memory_punch(s, off, n, n);
-        if (s->file_fd < 0)
+        if (!has_file(s))
             return r;
         s->memory_max = s->memory_used;
     }
-    if (s->file_fd < 0)
+    if (!has_file(s))
         return -ENOSPC;
     s->file_used += *len;
     r = co_tier_write(s, true, off, *len, buf);
@@ -279,7 +315,7 @@ static void co_undo_write(struct store *s, uint64_t off, uint64_t len)
         memory_punch(s, off, len, in_memory * GRANULE);
     if (in_file) {
         /* If it fails the bytes stay until they are written over. */
-        int r = co_fallocate(s->file_fd, PUNCH, off, len, IO_DEFAULT);
+        int r = s->target ? 0 : co_fallocate(s->file_fd, PUNCH, off, len, IO_DEFAULT);
 
         (void)r;
         s->file_used -= in_file * GRANULE;
@@ -291,23 +327,39 @@ static bool granule_is_zero(const uint8_t *buf, uint64_t at)
     return mem_is_zero(buf + at, GRANULE);
 }
 
+/* Who looks at the target itself finds zeros there, and not what is below it. */
+static int co_write_zeros(struct store *s, uint64_t off, uint64_t len)
+{
+    if (!s->target)
+        return 0;
+    return co_node_write_zeroes(s->target, off, MIN(len, s->target_size - off), REQ_MAY_UNMAP);
+}
+
+int co_store_write_zeros(struct store *s, uint64_t off, uint64_t len)
+{
+    int r = co_write_zeros(s, off, len);
+
+    if (r == 0 && s->target)
+        co_node_wait_reads(s->target, off, len);
+    return r;
+}
+
 int co_store_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf)
 {
     int r = 0;
 
     assert(is_aligned(off | len, GRANULE) && off + len <= s->size);
     for (uint64_t at = 0; at < len && r == 0;) {
+        bool zero = granule_is_zero(buf, at);
         uint64_t n = GRANULE;
 
-        if (granule_is_zero(buf, at)) {
-            at += GRANULE;
-            continue;
-        }
-        while (at + n < len && !granule_is_zero(buf, at + n))
+        while (at + n < len && granule_is_zero(buf, at + n) == zero)
             n += GRANULE;
-        r = co_write_run(s, off + at, &n, buf + at);
+        r = zero ? co_write_zeros(s, off + at, n) : co_write_run(s, off + at, &n, buf + at);
         at += n;
     }
+    if (r == 0 && s->target)
+        co_node_wait_reads(s->target, off, len);
     if (r < 0)
         co_undo_write(s, off, len);
     store_unreserve(s, len);
@@ -338,6 +390,10 @@ static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t le
 
     for (uint64_t done = 0; done < len;) {
         int np = iov_slice(part, iov, niov, at + done, len - done);
+
+        if (s->target)
+            return co_node_preadv(s->target, off, len, part, np, 0);
+
         ssize_t n = co_preadv(in_file ? s->file_fd : s->memory_fd, part, np, off + done,
                               hints(s, in_file, len - done));
 
@@ -392,6 +448,13 @@ int co_store_readv(struct store *s, uint64_t off, uint64_t len, const struct iov
 
 /* ---- releasing ------------------------------------------------------------------- */
 
+static int co_punch(struct store *s, uint64_t off, uint64_t len)
+{
+    if (s->target)
+        return co_node_discard(s->target, off, MIN(len, s->target_size - off));
+    return co_fallocate(s->file_fd, PUNCH, off, len, IO_BULK);
+}
+
 static void co_punch_file(void *arg)
 {
     struct store *s = arg;
@@ -400,7 +463,7 @@ static void co_punch_file(void *arg)
     while (!s->dead && bitmap_next_range(s->punch, 0, UINT64_MAX, &first, &n)) {
         bitmap_clear(s->punch, first, n);
         /* A file system that cannot punch keeps the bytes, and they stay counted. */
-        if (co_fallocate(s->file_fd, PUNCH, first * GRANULE, n * GRANULE, IO_BULK) == 0) {
+        if (co_punch(s, first * GRANULE, n * GRANULE) == 0) {
             s->file_used -= n * GRANULE;
             waitq_wake_all(&s->space);
         }

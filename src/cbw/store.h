@@ -14,6 +14,7 @@
 #define CBW_STORE_H
 
 #include "base/err.h"
+#include "block/node.h"
 #include "loop/co_sync.h"
 #include <sys/uio.h>
 
@@ -23,6 +24,11 @@ struct store;
  * none. Opens the file in a worker. NULL with @err. */
 struct store *co_store_new(uint64_t size, const char *dir, uint64_t memory, uint64_t limit,
                            struct err *err);
+/* In a node instead, which a user has chosen and may look at: at least @size bytes, on
+ * this loop. Zeros are written too, and a write is over when no read of the node is
+ * under way any more that began before it (node_watch_reads). The caller sees to it that
+ * nobody else writes there, and holds it open; the store has a reference. NULL with @err. */
+struct store *store_new_in_node(uint64_t size, struct node *target, struct err *err);
 /* When no call is inside. Gives back memory and disk space in a worker. Takes NULL. */
 void store_free(struct store *s);
 
@@ -36,6 +42,9 @@ struct waitq *store_space(struct store *s);
 /* Keep [off, off+len), for which the caller holds a reservation that this call
  * uses up. On failure nothing is kept. */
 MUST_CHECK int co_store_write(struct store *s, uint64_t off, uint64_t len, const uint8_t *buf);
+
+/* The same for zeros, which take no room: without a reservation. */
+MUST_CHECK int co_store_write_zeros(struct store *s, uint64_t off, uint64_t len);
 
 /* Read any bytes back, to [at, at+len) of the list; what is not stored reads as zero. */
 MUST_CHECK int co_store_readv(struct store *s, uint64_t off, uint64_t len, const struct iovec *iov,

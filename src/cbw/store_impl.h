@@ -19,6 +19,8 @@ struct store {
     uint64_t limit;
     int memory_fd, file_fd;            /* -1: no such tier */
     unsigned file_hints;               /* enum io_hint */
+    struct node *target;               /* takes the place of the file; NULL: no such */
+    uint64_t target_size;              /* of the disk: the last granule may be cut off there */
 
     uint64_t memory_max;               /* lowered when the system has no more to give */
     uint64_t memory_used, file_used;

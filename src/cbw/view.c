@@ -10,6 +10,11 @@
 #include "cbw/view_impl.h"
 #include <stdio.h>
 
+const struct schema_type on_cbw_error_type = {
+    .name = "OnCbwError", .kind = SCHEMA_ENUM, .size = sizeof(int),
+    .values = (const char *const[]){ "break-guest-write", "break-snapshot", NULL },
+};
+
 /* ---- life ------------------------------------------------------------------------ */
 
 static void let_below_go(struct view *v)
@@ -93,8 +98,11 @@ static bool co_view_init(struct view *v, const struct view_opts *opts, const cha
     if (!v->done || !v->held)
         return err_set(err, -ENOMEM, "Not enough memory for the bitmaps of node '%s'",
                        node_name(v->node));
-    v->store = co_store_new(v->size, opts->scratch_dir, opts->scratch_memory,
-                            opts->scratch_limit, err);
+    if (opts->target)
+        v->store = store_new_in_node(v->size, opts->target, err);
+    else
+        v->store = co_store_new(v->size, opts->scratch_dir, opts->scratch_memory,
+                                opts->scratch_limit, err);
     return v->store != NULL;
 }
 
@@ -289,6 +297,7 @@ int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len
 {
     CLEANUP(view_unref) struct view *hold = view_ref(v);
     struct block_status st;
+    unsigned depth;
     int r;
 
     assert(len > 0 && range_inside(off, len, v->size));
@@ -296,7 +305,7 @@ int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len
         return v->error;
     if (held_status(v, off, len, ret))
         return 0;
-    r = co_node_status_above(v->node, base, off, len, &st, NULL);
+    r = co_node_status_above(v->node, base, off, len, &st, &depth);
     if (v->error || r < 0)
         return v->error ? v->error : r;
     /* I-V5, as for reading. */
@@ -306,6 +315,7 @@ int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len
     *ret = (struct block_status){
         .flags = st.flags & (STATUS_DATA | STATUS_ZERO | STATUS_ALLOCATED | STATUS_COMPRESSED),
         .len = MIN(MIN(st.len, len), held_at - off),
+        .depth = st.flags & STATUS_ALLOCATED ? depth : 0,
     };
     return 0;
 }
@@ -346,6 +356,20 @@ void view_release(struct view *v, uint64_t off, uint64_t len)
     }
     if (v->n_captures)
         view_wake_range(v, first, n);
+}
+
+bool view_has(const struct view *v, uint64_t off, uint64_t len)
+{
+    uint64_t first = view_first_granule(off), end = view_end_granule(off, len);
+
+    while (first < end) {
+        /* Done and not held: released (I-V3). */
+        first = view_next_done(v, first);
+        if (first < end && !bitmap_test(v->held, first))
+            return false;
+        first = bitmap_next_clear(v->held, first);
+    }
+    return true;
 }
 
 bool view_next_captured(const struct view *v, uint64_t from, uint64_t *ret_off, uint64_t *ret_len)

@@ -18,6 +18,7 @@
 #include "base/bitmap.h"
 #include "base/err.h"
 #include "base/list.h"
+#include "base/schema.h"
 #include "block/node.h"
 
 /* Captures, releases and the scratch store work in units of this many bytes. */
@@ -33,7 +34,13 @@ enum view_on_cbw_error {
     VIEW_BREAK_SNAPSHOT,      /* the view is broken; the guest's write goes on */
 };
 
+/* The same for options and commands: an int. */
+extern const struct schema_type on_cbw_error_type;
+
 struct view_opts {
+    struct node *target;         /* keep old data in this node, at its own place, and nowhere else:
+                                  * guests wait for it (cbw/store.h:store_new_in_node says what is
+                                  * asked of it). The caller holds it. NULL: in scratch: */
     const char *scratch_dir;     /* NULL: memory only, scratch_memory is a limit then */
     uint64_t scratch_memory;     /* bytes of the memory tier; 0: none */
     uint64_t scratch_limit;      /* bytes of both tiers together; 0: no limit */
@@ -104,9 +111,9 @@ MUST_CHECK int co_view_read(struct view *v, uint64_t off, uint64_t len, void *bu
                             unsigned flags);
 
 /* The status as of the instant of the start of [off, off+len), len > 0, like
- * co_node_status_above with @base. No STATUS_OFFSET. Captured granules count as
- * ALLOCATED even where the layers above @base did not hold them: it may report
- * more than there was, never less. */
+ * co_node_status_above with @base, with the depth in ret->depth. No STATUS_OFFSET.
+ * Captured granules count as ALLOCATED in the topmost layer even where the layers
+ * above @base did not hold them: it may report more than there was, never less. */
 MUST_CHECK int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len,
                               struct block_status *ret);
 
@@ -114,6 +121,9 @@ MUST_CHECK int co_view_status(struct view *v, struct node *base, uint64_t off, u
  * on and its scratch space is freed. Ends must be multiples of VIEW_GRANULE or
  * the end of the view. Harmless on a closed or broken view. */
 void view_release(struct view *v, uint64_t off, uint64_t len);
+
+/* Whether nothing of [off, off+len) was released: a read that ends while that is so is good. */
+bool view_has(const struct view *v, uint64_t off, uint64_t len);
 
 /* The first range at or after @from that is captured and not released; false
  * when there is none. */

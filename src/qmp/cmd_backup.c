@@ -28,10 +28,6 @@ static const struct schema_type on_error_enum = {
     .name = "BlockdevOnError", .kind = SCHEMA_ENUM, .size = sizeof(int),
     .values = (const char *const[]){ "report", "ignore", "enospc", "stop", "auto", NULL },
 };
-static const struct schema_type on_cbw_error_enum = {
-    .name = "OnCbwError", .kind = SCHEMA_ENUM, .size = sizeof(int),
-    .values = (const char *const[]){ "break-guest-write", "break-snapshot", NULL },
-};
 enum { MODE_EXISTING, MODE_ABSOLUTE_PATHS };
 static const struct schema_type mode_enum = {
     .name = "NewImageMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
@@ -118,7 +114,7 @@ struct backup_args {
            "store data compressed, if the target's format can"), \
     BA_OPT(on_source_error, "on-source-error", &on_error_enum, "when reading fails"), \
     BA_OPT(on_target_error, "on-target-error", &on_error_enum, "when writing fails"), \
-    BA_OPT(on_cbw_error, "on-cbw-error", &on_cbw_error_enum, \
+    BA_OPT(on_cbw_error, "on-cbw-error", &on_cbw_error_type, \
            "when old data cannot be kept; break-snapshot unless given"), \
     BA_OPT(auto_finalize, "auto-finalize", &schema_bool, "else wait for job-finalize"), \
     BA_OPT(auto_dismiss, "auto-dismiss", &schema_bool, "else stay until job-dismiss"), \

@@ -5,8 +5,8 @@
  * are cleared and recording begins and ends behind them (docs/dirty-bitmaps.md, I-B1).
  */
 #include "base/mem.h"
+#include "block/bitmap_ref.h"
 #include "block/keeper.h"
-#include "qmp/bitmap_ref.h"
 #include "qmp/transaction.h"
 
 /* ---- arguments ------------------------------------------------------------------------------ */

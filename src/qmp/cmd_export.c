@@ -4,8 +4,8 @@
  * server runs at a time, and stopping it takes the exports away.
  */
 #include "base/mem.h"
+#include "block/bitmap_ref.h"
 #include "qmp/address.h"
-#include "qmp/bitmap_ref.h"
 #include "qmp/impl.h"
 
 /* ---- the NBD server ----------------------------------------------------------------- */
@@ -221,6 +221,18 @@ static struct nbd_export_bitmap *bitmap_names(const struct schema_array *list)
     return names;
 }
 
+bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o, struct err *err)
+{
+    if (!co_nbd_export_add(q->exports, o, err))
+        return false;
+    if (q->nbd_phase == NBD_SERVER_ON)
+        return true;
+    /* nbd-server-stop came in between and did not see it. */
+    if (nbd_export_del(q->exports, o->id, NBD_EXPORT_DEL_HARD, err))
+        err_set(err, -ENOENT, "NBD server not running");
+    return false;
+}
+
 static bool co_export_add(const struct qmp_call *call, const void *args, void *ret,
                           struct err *err)
 {
@@ -246,14 +258,7 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
         .n_bitmaps = nbd->bitmaps.n,
     };
 
-    if (!node || !co_nbd_export_add(q->exports, &o, err))
-        return false;
-    if (q->nbd_phase == NBD_SERVER_ON)
-        return true;
-    /* nbd-server-stop came in between and did not see it. */
-    if (nbd_export_del(q->exports, a->id, NBD_EXPORT_DEL_HARD, err))
-        err_set(err, -ENOENT, "NBD server not running");
-    return false;
+    return node && co_qmp_export_add(q, &o, err);
 }
 
 /* ---- block-export-del ------------------------------------------------------------------ */

@@ -69,7 +69,8 @@ struct qmp_command {
 
 /* Tables that end with an entry without name, one for each area. */
 extern const struct qmp_command qmp_core_commands[], qmp_block_commands[], qmp_export_commands[],
-    qmp_backup_commands[], qmp_bitmap_commands[], qmp_job_commands[], qmp_transaction_commands[];
+    qmp_fleece_commands[], qmp_backup_commands[], qmp_bitmap_commands[], qmp_job_commands[],
+    qmp_transaction_commands[];
 
 const struct qmp_command *qmp_command_find(const char *name);
 const struct qmp_command *qmp_command_nth(unsigned i);   /* NULL after the last */
@@ -115,6 +116,9 @@ bool co_qmp_monitors_close(struct qmp *q, uint64_t deadline);
 
 /* The NBD server, if one runs, and all exports: gone, or @deadline has passed. */
 bool co_qmp_exports_close(struct qmp *q, uint64_t deadline);
+/* Add an export to the server that runs; not if it is being stopped meanwhile. */
+MUST_CHECK bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o,
+                                  struct err *err);
 /* A node by its name, or by the id of an export of it, as drive-backup and
  * blockdev-backup name their device. New reference. */
 struct node *qmp_find_device(struct qmp *q, const char *device, struct err *err);

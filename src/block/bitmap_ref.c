@@ -2,7 +2,7 @@
  *
  * The types of bitmap_ref.h.
  */
-#include "qmp/bitmap_ref.h"
+#include "block/bitmap_ref.h"
 
 const struct schema_type bitmap_ref_type = {
     .name = "BlockDirtyBitmap", .kind = SCHEMA_STRUCT, .size = sizeof(struct bitmap_ref),

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How commands name dirty bitmaps: QEMU qapi/block-core.json, BlockDirtyBitmap and
+ * How commands and options name dirty bitmaps: QEMU qapi/block-core.json, BlockDirtyBitmap and
  * BlockDirtyBitmapOrStr.
  */
-#ifndef QMP_BITMAP_REF_H
-#define QMP_BITMAP_REF_H
+#ifndef BLOCK_BITMAP_REF_H
+#define BLOCK_BITMAP_REF_H
 
 #include "base/schema.h"
 
