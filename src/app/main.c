@@ -17,6 +17,7 @@ static const struct command commands[] = {
     { "serve", "put disks on line over NBD", cmd_serve },
     { "backup", "back up a disk as it stands now", cmd_backup },
     { "jobs", "list the jobs of a daemon", cmd_jobs },
+    { "fleece", "export a disk as it is at this moment", cmd_fleece },
     { "cancel", "cancel a job", cmd_cancel },
     { "pause", "pause a job", cmd_pause },
     { "resume", "let a paused job go on", cmd_resume },

@@ -15,6 +15,8 @@ extern const struct driver null_co_driver;
 extern const struct driver nbd_driver;
 extern const struct driver fault_driver;
 extern const struct driver qcow2_driver;
+extern const struct driver copy_before_write_driver;
+extern const struct driver snapshot_access_driver;
 
 /* Register every driver. Once, at start, before loops run. */
 void drivers_register_all(void);

@@ -14,5 +14,7 @@ void drivers_register_all(void)
     driver_register(&null_co_driver);
     driver_register(&nbd_driver);
     driver_register(&fault_driver);
+    driver_register(&copy_before_write_driver);
+    driver_register(&snapshot_access_driver);
     sidecar_register();
 }

@@ -26,10 +26,12 @@ uint16_t nbd_conn_flags(const struct nbd_conn *c, const struct nbd_export *e)
     uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
                      NBD_FLAG_SEND_CACHE;
 
-    if (e->writable)
-        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
-    else
+    if (!e->writable)
         flags |= NBD_FLAG_READ_ONLY;
+    else if (e->discard_only)
+        flags |= NBD_FLAG_SEND_TRIM;
+    else
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
     /* All connections of an export go to one disk on one loop, so that a flush
      * on any of them is a flush for all. */
     if (c->multi_conn)
@@ -76,6 +78,7 @@ static struct nbd_tx *make_tx(struct nbd_conn *c)
     tx->session = (struct nbd_session){
         .size = e->size,
         .writable = e->writable,
+        .discard_only = e->discard_only,
         .structured = c->structured,
         /* Contexts hold for the export that they were selected for. */
         .contexts = c->contexts && strcmp(c->meta_name, e->name) == 0 ? c->contexts : 0,

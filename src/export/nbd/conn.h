@@ -59,6 +59,7 @@ struct nbd_export {
     uint64_t size;                 /* fixed: the export does not share resizing */
     struct nbd_block_sizes block_sizes;
     bool writable, writethrough;
+    bool discard_only;             /* of what writes only TRIM, if it is writable */
     struct nbd_context contexts[LIMIT_NBD_CONTEXTS];   /* fixed while it is live */
     unsigned n_contexts;
     struct list conns;

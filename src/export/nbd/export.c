@@ -220,6 +220,7 @@ static int co_attach(void *arg)
     node_get_info(e->node, info);
     e->size = node_size(e->node);
     e->block_sizes = block_sizes_for(info);
+    e->discard_only = info->discard_only;
     return 0;
 }
 

@@ -63,6 +63,9 @@ int nbd_check_request(const struct nbd_request *rq, const struct nbd_session *s,
         return refuse(-EINVAL, "unknown command", ret_why);
     if (rule->writes && !s->writable)
         return refuse(-EPERM, "the export is read-only", ret_why);
+    if (rule->writes && s->discard_only && rq->type != NBD_CMD_TRIM)
+        return refuse(-EPERM, "the export shows a moment that is past: only TRIM is for it",
+                      ret_why);
     r = check_range(rq, s, rule, ret_why);
     if (r < 0)
         return r;

@@ -13,6 +13,7 @@
 struct nbd_session {
     uint64_t size;           /* of the export, bytes */
     bool writable;
+    bool discard_only;       /* writable for TRIM alone */
     bool structured;         /* NBD_OPT_STRUCTURED_REPLY */
     uint64_t contexts;       /* that were selected, by index */
 };

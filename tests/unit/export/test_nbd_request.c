@@ -19,6 +19,9 @@ static const struct nbd_session writable = {
 static const struct nbd_session read_only = {
     .size = SIZE, .structured = true, .contexts = 1,
 };
+static const struct nbd_session discard_only = {
+    .size = SIZE, .writable = true, .discard_only = true, .structured = true, .contexts = 1,
+};
 static const struct nbd_session simple = { .size = SIZE, .writable = true };
 
 struct request_case {
@@ -99,6 +102,12 @@ static void a_read_only_export_refuses_what_writes(void **state)
         { &read_only, NBD_CMD_FLUSH, 0, 0, 0, 0 },
         { &read_only, NBD_CMD_CACHE, 0, 0, 512, 0 },
         { &read_only, NBD_CMD_BLOCK_STATUS, 0, 0, 512, 0 },
+        /* A moment that is past: to be given up, not to be written. */
+        { &discard_only, NBD_CMD_WRITE, 0, 0, 512, -EPERM },
+        { &discard_only, NBD_CMD_WRITE_ZEROES, 0, 0, 512, -EPERM },
+        { &discard_only, NBD_CMD_TRIM, 0, 0, 512, 0 },
+        { &discard_only, NBD_CMD_TRIM, 0, SIZE, 512, -EINVAL },
+        { &discard_only, NBD_CMD_READ, 0, 0, 512, 0 },
     };
 
     CHECK(cases);

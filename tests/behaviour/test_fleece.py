@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fleecing: a disk as it stood at one instant, exported over NBD while it goes on being
+written. By our one command, and by the nodes that QEMU documents, which are tried with
+qemu-storage-daemon too."""
+import json
+import os
+import random
+import shutil
+import time
+
+import disks
+import nbd
+import pytest
+from cli import MiB, Serve, fails, make_image
+from live import LiveDisk, engines, seeds
+
+from stillpoint import QmpError, Process, Qmp, poll_until, qemu_img, run, stillpoint
+import stillpoint as program
+
+QSD = shutil.which("qemu-storage-daemon")
+GRANULE = 4096
+
+
+def fleece(qmp, device="disk", **options):
+    return qmp("blockdev-fleece", {"device": device,
+                                   **{k.replace("_", "-"): v for k, v in options.items()}})
+
+
+def kept(qmp, info):
+    """What the view of a fleece has captured, and where it keeps it."""
+    for node in qmp("query-named-block-nodes", flat=True):
+        if node["node-name"] == info["node-name"]:
+            return node["image"]["format-specific"]["data"]
+    raise AssertionError(f"no node {info['node-name']}")
+
+
+def scratch(qmp, info):
+    data = kept(qmp, info)
+    return data["scratch-memory"] + data["scratch-file"]
+
+
+def connect(uri, *contexts):
+    h = nbd.NBD()
+    for c in contexts:
+        h.add_meta_context(c)
+    h.set_strict_mode(0)         # what the server says to it is what is asked here
+    h.connect_uri(uri)
+    return h
+
+
+def context_map(uri, context="base:allocation"):
+    """[(offset, length, value)]"""
+    return [(e["offset"], e["length"], e["type"]) for e in
+            json.loads(run("nbdinfo", f"--map={context}", "--json", uri).stdout)]
+
+
+def end_export(qmp, name):
+    qmp("block-export-del", id=name, mode="hard")
+    qmp.wait_event("BLOCK_EXPORT_DELETED", id=name)
+
+
+# ---- the instant --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("engine", engines())
+def test_fleeces_are_instants_under_load(work, engine, seed):
+    """Several at different moments, of a disk of some kind."""
+    rng = random.Random(f"{engine} {seed}")
+    live = LiveDisk(work, rng.choice(disks.KINDS), rng, engine, size=6 * MiB + 512)
+    live.source["discard"] = rng.choice(["unmap", "ignore"])
+    taken = []
+    with live.on_line():
+        for i in range(3):
+            asked = time.monotonic_ns()
+            info = fleece(live.qmp, id=f"f{i}", discard=i == 1,
+                          scratch_memory=rng.choice([0, 64 << 10, 128 * MiB]))
+            taken.append((info, asked, time.monotonic_ns()))
+            live.writers.wait_for_more(30)
+        for n, (info, asked, answered) in enumerate(taken):
+            path = os.path.join(work, f"f{n}.raw")
+            run("nbdcopy", *(["--connections=1"] if n else []), info["uri"], path)
+            # Nothing that was written meanwhile changes it.
+            again = os.path.join(work, "again.raw")
+            run("nbdcopy", info["uri"], again)
+            assert run("cmp", path, again).returncode == 0
+        live.writers.stop()
+        for info, _, _ in taken:
+            end_export(live.qmp, info["id"])
+    for n, (info, asked, answered) in enumerate(taken):
+        live.judge(os.path.join(work, f"f{n}.raw"), "raw", asked, answered)
+
+
+# ---- what is kept ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(daemon, tmp_path):
+    """16 MiB with data in the first half; its URI."""
+    path = make_image(tmp_path / "disk.raw", 16 * MiB, writes=["write -P 1 0 8M"])
+    daemon.add_file("disk", path, discard="unmap")
+    return daemon.serve("disk")("disk")
+
+
+def test_trim_frees_scratch(daemon, qmp, disk):
+    info = fleece(qmp, discard=True)
+    guest, client = connect(disk), connect(info["uri"])
+    guest.pwrite(b"\2" * 4 * MiB, 0)
+    assert scratch(qmp, info) == 4 * MiB
+    assert client.pread(4 * MiB, 0) == b"\1" * 4 * MiB
+    client.trim(MiB, 0)
+    assert scratch(qmp, info) == 3 * MiB
+    # Whole granules only, and nothing in what is not kept any more.
+    client.trim(2 * GRANULE, MiB + 1)
+    assert scratch(qmp, info) == 3 * MiB - GRANULE
+    with pytest.raises(nbd.Error, match="EPERM|not permitted"):
+        client.pread(GRANULE, 0)
+    with pytest.raises(nbd.Error, match="EPERM|not permitted"):
+        client.pread(3 * GRANULE, MiB)
+    assert client.pread(GRANULE, MiB) == b"\1" * GRANULE
+    # A guest's writes there cost nothing now.
+    client.trim(8 * MiB, 8 * MiB)
+    guest.pwrite(b"\3" * MiB, 12 * MiB)
+    assert scratch(qmp, info) == 3 * MiB - GRANULE
+    assert client.pread(MiB, 2 * MiB) == b"\1" * MiB
+
+
+def test_what_kind_of_export_it_is(daemon, qmp, disk):
+    """TRIM is a write to the protocol, so an export that takes it is not read-only."""
+    for discard in (False, True):
+        info = fleece(qmp, id=f"f{discard}", discard=discard)
+        h = connect(info["uri"])
+        assert h.is_read_only() != discard
+        assert bool(h.can_trim()) == discard
+        assert not h.can_zero() and h.can_multi_conn()
+        for write in (lambda: h.pwrite(bytes(512), 0), lambda: h.zero(512, 0)):
+            with pytest.raises(nbd.Error, match="EPERM|not permitted"):
+                write()
+        if not discard:
+            with pytest.raises(nbd.Error, match="EPERM|not permitted"):
+                h.trim(GRANULE, 0)
+        assert h.pread(512, 0) == b"\1" * 512
+
+
+def test_the_end_of_an_export_frees_what_it_kept(daemon, qmp, disk):
+    info = fleece(qmp)
+    guest, client = connect(disk), connect(info["uri"])
+    guest.pwrite(b"\2" * MiB, 0)
+    with pytest.raises(QmpError, match="still in use"):
+        qmp("block-export-del", id=info["id"])
+    client.shutdown()
+    end_export(qmp, info["id"])
+    assert {n["node-name"] for n in qmp("query-named-block-nodes")} == \
+        {n["node-name"] for n in qmp("query-named-block-nodes") if n["drv"] in ("raw", "file")}
+    # The name is free; the next one is a moment of its own.
+    info = fleece(qmp)
+    assert connect(info["uri"]).pread(512, 0) == b"\2" * 512
+    assert kept(qmp, info)["captured"] == 0
+
+
+def test_a_fleece_that_breaks_says_so(daemon, qmp, disk):
+    """Scratch is full: the guest goes on, the export's reads fail, the log has the reason."""
+    info = fleece(qmp, scratch_limit=MiB, cbw_timeout=1)
+    other = fleece(qmp, id="other")
+    guest, client = connect(disk), connect(info["uri"])
+    guest.pwrite(b"\2" * 4 * MiB, 0)
+    with pytest.raises(nbd.Error, match="EIO|Input/output"):
+        client.pread(512, 15 * MiB)
+    assert guest.pread(4 * MiB, 0) == b"\2" * 4 * MiB
+    why = "scratch stayed full for cbw-timeout"
+    assert why in kept(qmp, info)["broken"] and why in daemon.log()
+    assert connect(other["uri"]).pread(4 * MiB, 0) == b"\1" * 4 * MiB
+
+
+def test_with_break_guest_write_it_is_the_guest_that_fails(daemon, qmp, disk):
+    info = fleece(qmp, scratch_limit=MiB, cbw_timeout=1, on_cbw_error="break-guest-write")
+    guest = connect(disk)
+    with pytest.raises(nbd.Error):
+        guest.pwrite(b"\2" * 4 * MiB, 0)
+    assert connect(info["uri"]).pread(8 * MiB, 0) == b"\1" * 8 * MiB
+
+
+def test_refusals(daemon, qmp, disk):
+    for options, words in (({"device": "nope"}, "Cannot find device='nope'"),
+                           ({"id": "a b"}, "Invalid block export id"),
+                           ({"bitmaps": ["b"]}, "Dirty bitmap 'b' not found"),
+                           ({"id": "disk"}, "already in use")):
+        with pytest.raises(QmpError, match=words):
+            fleece(qmp, **{"device": "disk", **options})
+    nodes = {n["drv"] for n in qmp("query-named-block-nodes")}
+    assert nodes == {"raw", "file"}
+    # What stands on nothing that keeps an instant shows none.
+    with pytest.raises(QmpError, match="keeps no snapshot"):
+        qmp("blockdev-add", driver="snapshot-access", node_name="a", file="disk")
+
+
+# ---- metadata contexts ------------------------------------------------------------------------
+
+
+def test_maps_are_those_of_the_instant(daemon, qmp, chain):
+    """The same as the disk's own at the instant; later what was captured counts as the topmost
+    image's, and nothing that had data is called a hole."""
+    daemon.qmp("blockdev-add", {"driver": "qcow2", "node-name": "disk", "discard": "unmap",
+                                "file": {"driver": "file", "filename": str(chain)}})
+    disk = daemon.serve()("disk")
+    qmp("block-export-add", {"type": "nbd", "id": "disk", "node-name": "disk", "writable": True,
+                             "allocation-depth": True})
+    contexts = ("base:allocation", "qemu:allocation-depth")
+    before = {c: context_map(disk, c) for c in contexts}
+    info = fleece(qmp)
+    assert {c: context_map(info["uri"], c) for c in contexts} == before
+    guest = connect(disk)
+    guest.pwrite(b"\7" * 64, 1000)               # over data of the base
+    guest.zero(128 << 10, 512 << 10)             # over data of the middle
+    guest.trim(64 << 10, 64 << 10)               # of the topmost
+    guest.pwrite(b"\7" * MiB, 4 * MiB)           # where nobody has anything
+    for c in contexts:
+        was, now = flat(before[c]), flat(context_map(info["uri"], c))
+        if c == "base:allocation":
+            assert now == was
+        else:
+            assert all(b in (a, 1) for a, b in zip(was, now))
+            assert now[0] == 1 and now[64] == was[64] > 1
+
+
+def flat(extents, unit=GRANULE):
+    """The value of each granule."""
+    return [value for _, length, value in extents for _ in range(length // unit)]
+
+
+# ---- for people ---------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path):
+    image = make_image(tmp_path / "disk.qcow2", 8 * MiB, writes=["write -P 1 0 1M"])
+    with Serve(tmp_path, image) as server:
+        def run_it(*args, **kwargs):
+            return stillpoint("fleece", *args, "--control", server.control, **kwargs)
+
+        uri = run_it("disk").stdout.strip()
+        other = json.loads(run_it("disk", "--name", "other", "--discard", "--json").stdout)
+        server.write("disk", "write -P 2 0 1M")
+        for u in (uri, other["uri"]):
+            assert connect(u).pread(MiB, 0) == b"\1" * MiB
+        assert "already in use" in run_it("disk", check=False).stderr
+        run_it("--close", "disk-fleece")
+        run_it("--close", "other")
+        done = run_it("--close", "other", check=False)
+        assert done.returncode == 1 and "not found" in done.stderr
+        assert "disk-fleece" in stillpoint("fleece", "--help").stdout
+        assert connect(run_it("disk").stdout.strip()).pread(MiB, 0) == b"\2" * MiB
+
+
+# ---- as QEMU documents it -----------------------------------------------------------------
+
+PATTERNS = ["write -P 0x5d 0 64k", "write -P 0xd5 1M 64k", "write -P 0xdc 32M 64k",
+            "write -P 0xcd 0x3ff0000 64k"]
+OVERWRITE = ["write -P 0xab 0 64k", "write -P 0xad 0xf8000 64k", "write -P 0x1d 0x2008000 64k",
+             "write -P 0xea 0x3fe0000 64k", "write -z 1M 4k", "discard 32M 4k",
+             "write -P 9 20000001 3"]
+
+
+class Peer:
+    """One of the two programs with QEMU's graph in it: access (copy-before-write and
+    snapshot-access), overlay (the filter's target is an overlay of the disk, and exported)."""
+
+    def __init__(self, argv, directory, graph):
+        self.directory = str(directory)
+        os.mkdir(self.directory)
+        self.graph = graph
+        sock = self.path("qmp.sock")
+        self.process = Process([*argv, "--chardev", f"socket,id=c,path={sock},server=on,wait=off",
+                                "--monitor", "chardev=c"], self.path("log"))
+        self.qmp = Qmp.connect(sock)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def uri(self, export):
+        return f"nbd+unix:///{export}?socket={self.path('nbd')}"
+
+    def build(self):
+        qmp = self.qmp
+        make_image(self.path("base.qcow2"), 64 * MiB, writes=PATTERNS)
+        qmp("blockdev-add", {"driver": "qcow2", "node-name": "source", "discard": "unmap",
+                             "file": {"driver": "file", "filename": self.path("base.qcow2")}})
+        temp = {"node-name": "temp", "driver": "file", "filename": self.path("temp")}
+        if self.graph == "access":
+            qemu_img("create", "-q", "-f", "raw", self.path("temp"), "64M")
+        else:
+            qemu_img("create", "-q", "-f", "qcow2", self.path("temp"), "64M")
+            temp = {"node-name": "temp", "driver": "qcow2", "backing": "source",
+                    "file": {"driver": "file", "filename": self.path("temp")}}
+        qmp("blockdev-add", temp)
+        qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
+                             "file": "source", "target": "temp"})
+        shown = "temp"
+        if self.graph == "access":
+            shown = "fl-access"
+            qmp("blockdev-add", {"driver": "snapshot-access", "node-name": "fl-access",
+                                 "file": "fl-cbw", "discard": "unmap"})
+        qmp("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self.path("nbd")}}})
+        qmp("block-export-add", {"type": "nbd", "id": "guest", "node-name": "fl-cbw",
+                                 "name": "guest", "writable": True})
+        qmp("block-export-add", {"type": "nbd", "id": "shown", "node-name": shown,
+                                 "name": "shown", "writable": shown == "fl-access"})
+
+    def content(self, name):
+        run("nbdcopy", self.uri("shown"), self.path(name))
+        with open(self.path(name), "rb") as f:
+            return f.read()
+
+    def take_down(self):
+        for e in ("shown", "guest"):
+            self.qmp("block-export-del", id=e, mode="hard")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED", id=e)
+        for n in (["fl-access"] if self.graph == "access" else []) + ["fl-cbw", "temp", "source"]:
+            self.qmp("blockdev-del", node_name=n)
+        self.qmp.ask("quit")
+        assert self.process.wait() == 0
+        assert "Sanitizer" not in self.process.log()
+
+
+@pytest.mark.skipif(not QSD, reason="qemu-storage-daemon is not installed")
+@pytest.mark.parametrize("graph", ["access", "overlay"])
+def test_qemus_graph_shows_the_same_bytes(work, graph):
+    shown = {}
+    for name, argv in (("qemu", [QSD]), ("we", [program.BINARY, "daemon"])):
+        peer = Peer(argv, os.path.join(work, name), graph)
+        with peer.process:
+            peer.build()
+            before = peer.content("before.raw")
+            for command in OVERWRITE:
+                run("qemu-io", "-f", "raw", "-c", command, peer.uri("guest"))
+            after = peer.content("after.raw")
+            assert before == after, name
+            peer.take_down()
+        shown[name] = after
+        if graph == "overlay":       # by itself it has the old clusters, and nothing else
+            qemu_img("check", "-q", peer.path("temp"))
+            qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b",
+                     peer.path("base.qcow2"), peer.path("temp"))
+            flat_path = disks.flatten(peer.path("temp"), "qcow2", peer.path("flat.raw"))
+            with open(flat_path, "rb") as f:
+                assert f.read() == after
+    assert shown["we"] == shown["qemu"]
+
+
+@pytest.mark.parametrize("graph", ["access", "overlay"])
+def test_qemus_graph_is_an_instant_under_load(work, graph):
+    """With the clients on the disk itself, which they had open before: the filter need not be
+    between."""
+    live = LiveDisk(work, "qcow2-over-raw-longer", random.Random(f"graph {graph}"),
+                    size=6 * MiB + 512)
+    temp = os.path.join(work, "temp")
+    with live.on_line():
+        node = {"node-name": "temp", "driver": "qcow2", "backing": "disk",
+                "file": {"driver": "file", "filename": temp}}
+        if graph == "access":
+            node = {"node-name": "temp", "driver": "file", "filename": temp}
+        qemu_img("create", "-q", "-f", node["driver"].replace("file", "raw"), temp,
+                 str(live.disk.size))
+        live.qmp("blockdev-add", node)
+        asked = time.monotonic_ns()
+        live.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
+                                  "file": "disk", "target": "temp"})
+        answered = time.monotonic_ns()
+        if graph == "access":
+            live.qmp("blockdev-add", driver="snapshot-access", node_name="fl-access",
+                     file="fl-cbw")
+        live.qmp("block-export-add", type="nbd", id="shown",
+                 node_name="temp" if graph == "overlay" else "fl-access", name="shown")
+        uri = live.uri.replace("/disk?", "/shown?")
+        paths = [os.path.join(work, f"copy{i}.raw") for i in range(4)]
+        for path in paths:
+            live.writers.wait_for_more(40)
+            run("nbdcopy", uri, path)
+        live.writers.stop()
+        live.qmp("block-export-del", id="shown", mode="hard")
+        live.qmp.wait_event("BLOCK_EXPORT_DELETED", id="shown")
+        for n in (["fl-access"] if graph == "access" else []) + ["fl-cbw", "temp"]:
+            live.qmp("blockdev-del", node_name=n)
+    for path in paths:
+        live.judge(path, "raw", asked, answered)
