@@ -12,6 +12,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import bitmaps  # noqa: E402
 import copy_speed  # noqa: E402
 import guest_latency  # noqa: E402
 import incremental  # noqa: E402
@@ -22,7 +23,8 @@ import qcow2_speed  # noqa: E402
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--stillpoint", default="build/stillpoint")
-    p.add_argument("--only", choices=["nbd", "latency", "copy", "qcow2", "incremental"])
+    p.add_argument("--only", choices=["nbd", "latency", "copy", "qcow2", "incremental",
+                                      "bitmaps"])
     p.add_argument("--where", choices=["tmpfs", "disk", "both"], default="both")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--seconds", type=int, default=3, help="length of one fio run")
@@ -49,6 +51,9 @@ def main():
                                                             args.seconds)
             if args.only in (None, "incremental"):
                 figures[f"incremental {where}"] = incremental.run(ours, d, where, args.rounds)
+            if args.only in (None, "bitmaps"):
+                figures[f"bitmaps {where}"] = bitmaps.run(ours, d, where, args.rounds,
+                                                          args.seconds)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(figures, f, indent=1)

@@ -7,6 +7,7 @@
 #   qcow2     lives of random images beside QEMU, power cuts, images of rubbish
 #   oracle    every kind of backup under real clients, one new seed a round
 #   kill      kill -9 at a random moment of writes and a backup, and what is found then
+#   sidecar   dirty bitmaps: power cuts, and kill -9 at many moments
 #   faults    targets, sources and scratch that fail
 #   fuzz      libFuzzer on every parser, where clang is installed (in build-fuzz)
 # Seeds begin at STILLPOINT_TORTURE_SEED, or at the time; each round has new ones. Something
@@ -105,7 +106,7 @@ fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
 mkdir -p "$logs"
 : >"$logs/tally"
 qcow2="random powercut crash mutated model pack snapshot bitmaps check resize"
-ninja -C "$build" stillpoint tests/model/model_backup \
+ninja -C "$build" stillpoint tests/model/model_backup tests/unit/sidecar/test-sidecar-cuts \
     $(printf 'tests/unit/qcow2/test-qcow2-%s ' $qcow2) >"$logs/build.log" || exit 1
 prepare_fuzzers
 while [ "$(left)" -gt 0 ]; do
@@ -124,6 +125,9 @@ while [ "$(left)" -gt 0 ]; do
     done
     behaviour oracle "$seed..$seed" "$tests/test_oracle.py"
     behaviour kill "$seed..$((seed + 4))" "$tests/test_faults.py" -k kill
+    step sidecar-cuts env STILLPOINT_SEED="$seed" STILLPOINT_ROUNDS=40 \
+        "$build/tests/unit/sidecar/test-sidecar-cuts"
+    STILLPOINT_KILLS=60 behaviour sidecar "$seed..$seed" -s "$tests/test_sidecar.py" -k moment
     behaviour faults "$seed..$seed" "$tests/test_faults.py" -k "not kill"
     behaviour chains "$seed..$((seed + 4))" "$tests/test_cli_rebase.py" \
         "$tests/test_cli_commit.py" -k "random or killed"

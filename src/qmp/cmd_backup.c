@@ -6,6 +6,7 @@
  */
 #include "base/limits.h"
 #include "base/mem.h"
+#include "block/keeper.h"
 #include "job/backup.h"
 #include "qmp/backup_target.h"
 #include "qmp/impl.h"
@@ -289,6 +290,9 @@ static bool co_prepare_job(struct action *a, struct node *target)
     s->opts.source = a->disk;
     s->opts.target = target;
     (void)take_bitmap(a);
+    if (s->opts.new_bitmap.name && s->opts.new_bitmap.persistent &&
+        !co_dirty_keep(a->disk, s->err))
+        return false;
     s->backup = co_backup_prepare(&s->opts, s->err);
     if (s->backup)
         a->job = backup_job(s->backup);
@@ -307,6 +311,19 @@ static void backup_commit(struct action *a)
     struct backup_state *s = a->state;
 
     job_unref(backup_start(s->backup));
+}
+
+/* A new bitmap is where a crash does not reach it before that is answered; or else it is
+ * inconsistent, and was logged. */
+static int co_settle_there(void *arg)
+{
+    struct action *a = arg;
+    struct backup_state *s = a->state;
+    struct err ignored;
+
+    if (a->committed && s->opts.new_bitmap.name)
+        (void)!co_dirty_settle(a->disk, &ignored);
+    return 0;
 }
 
 static int drop_there(void *arg)
@@ -363,7 +380,7 @@ static int co_drive_clean_there(void *arg)
     struct backup_state *s = a->state;
 
     co_backup_target_done(&s->file, a->committed);
-    return 0;
+    return co_settle_there(a);
 }
 
 static void co_drive_clean(struct action *a)
@@ -425,6 +442,7 @@ static void co_blockdev_clean(struct action *a)
     if (a->committed)
         json_object_set_new(a->call->qmp->targets, node_name(s->target), json_true());
     node_unref(MOVE(s->target));
+    (void)co_node_call(a->disk, co_settle_there, a);
 }
 
 /* ---- the commands ---------------------------------------------------------------------------- */

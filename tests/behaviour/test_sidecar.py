@@ -19,7 +19,7 @@ import time
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from live import work_folder  # noqa: E402
+from live import seeds, work_folder  # noqa: E402
 from stillpoint import Daemon, QmpError, poll_until, qemu_img, run  # noqa: E402
 
 nbd = pytest.importorskip("nbd")
@@ -28,7 +28,6 @@ MIB = 1 << 20
 SIZE = 24 * MIB
 GRAIN = 64 * 1024
 KILLS = int(os.environ.get("STILLPOINT_KILLS", "5"))
-SEED = int(os.environ.get("STILLPOINT_SEED", "1"))
 # After a crash a change so soon after the last write cannot be told from one of ours
 # (docs/dirty-bitmaps.md, I-S6).
 SLACK = 1.0
@@ -140,9 +139,10 @@ def incremental(disk, base, work):
     return flat(target, "qcow2", os.path.join(work, "inc.raw"))
 
 
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
-def test_kill_at_any_moment(fmt):
-    rng = random.Random(SEED)
+def test_kill_at_any_moment(fmt, seed):
+    rng = random.Random(seed)
     too_many = kills = 0
     with work_folder() as work:
         base = os.path.join(work, "base.raw")
@@ -168,8 +168,8 @@ def test_kill_at_any_moment(fmt):
                     assert not differing(restored, now), kills
                     os.replace(restored, base)
                 write_until_killed(uri, rng, disk.daemon)
-    print(f"{fmt}: {kills} kills, {too_many / kills:.1f} granules of {SIZE // GRAIN} too many "
-          "dirty after each")
+    print(f"\n{fmt}: {too_many / kills:.1f} granules of {SIZE // GRAIN} too many dirty after each "
+          f"kill\ntally {kills} kills of a disk with a bitmap")
 
 
 # ---- other programs --------------------------------------------------------------------
