@@ -104,7 +104,10 @@ def test_cancelled_or_killed_nothing_is_forgotten(first, disk, tmp_path):
         backup(disk, tmp_path / "0.qcow2")
         disk.write("disk", "write -P 3 0 2M")
     args = () if first else ("--incremental", "--backing", tmp_path / "0.qcow2")
-    before = files_in(tmp_path)
+    def images():
+        return [f for f in files_in(tmp_path) if not f.endswith(".bitmaps")]
+
+    before = images()
     for number in (signal.SIGINT, signal.SIGKILL):
         with Backup("disk", tmp_path / "x.qcow2", "--bitmap", "b", *args, "--speed", "1k",
                     control=disk.control) as b:
@@ -112,7 +115,7 @@ def test_cancelled_or_killed_nothing_is_forgotten(first, disk, tmp_path):
             b.signal(number)
             b.popen.wait(DEADLINE)
         if number == signal.SIGINT:
-            assert [f for f in files_in(tmp_path) if not f.endswith(".bitmaps")] == before
+            assert images() == before
     with disk.qmp() as qmp:
         job = qmp("query-jobs")[0]["id"]
         qmp("job-cancel", id=job)
@@ -156,7 +159,7 @@ def test_what_to_do_is_said(disk, tmp_path):
         disk, tmp_path / "t.raw", "--incremental", "--backing", tmp_path / "0.qcow2")
     assert "stand on itself" in refused(disk, tmp_path / "0.qcow2", "--force", "--incremental",
                                         "--backing", tmp_path / "0.qcow2")
-    assert [f for f in files_in(tmp_path) if not f.endswith(".bitmaps")] == before
+    assert images() == before
 
 
 @pytest.mark.parametrize("args,words", [
