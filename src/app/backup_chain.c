@@ -116,9 +116,20 @@ bool backup_chain_has_to_make(const struct backup_chain *c, const struct err *re
     return c->bitmap && !c->incremental && strstr(refusal->text, "could not be found");
 }
 
+/* "somebody wrote" of "Bitmap 'b' is inconsistent and cannot be used: somebody wrote. Try ...". */
+static char *reason_of(const char *text)
+{
+    static const char before[] = "cannot be used: ", behind[] = ". Try ";
+    const char *from = strstr(text, before), *to = from ? strstr(from, behind) : NULL;
+
+    return to ? xasprintf("%.*s", (int)(to - from - (ptrdiff_t)strlen(before)),
+                          from + strlen(before)) : xstrdup("it is inconsistent");
+}
+
 bool backup_chain_explain(const struct backup_chain *c, const char *disk, struct err *err)
 {
     struct err told = *err;
+    CLEANUP(free) char *reason = reason_of(told.text);
 
     if (!c->bitmap)
         return false;
@@ -131,8 +142,9 @@ bool backup_chain_explain(const struct backup_chain *c, const char *disk, struct
                 "jobs' shows it) or an export: wait for its end, or use another bitmap",
                 c->bitmap, disk);
     else if (strstr(told.text, "is inconsistent"))
-        err_set(err, told.code, "Bitmap '%s' of '%s' cannot tell any more what has changed: begin "
-                "a new chain, by a full backup with another --bitmap", c->bitmap, disk);
+        err_set(err, told.code, "Bitmap '%s' of '%s' cannot tell any more what has changed (%s): "
+                "begin a new chain, by a full backup with another --bitmap", c->bitmap, disk,
+                reason);
     else
         return false;
     return true;

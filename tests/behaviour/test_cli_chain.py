@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from cli import Backup, MiB, Serve, fails, files_in, info_of, make_image
-from stillpoint import DEADLINE, qemu_img, stillpoint
+from stillpoint import DEADLINE, qemu_img, run, stillpoint
 
 STEPS = [["write -P 9 64k 4k", "write -P 8 7M 300k"], ["write -z 0 1M", "discard 3M 2M"],
          ["write -P 7 8191k 1k"], []]
@@ -30,6 +30,11 @@ def incremental(disk, target, backing, *args):
 
 def refused(disk, target, *args, bitmap="b"):
     return fails("backup", "disk", target, "--control", disk.control, "--bitmap", bitmap, *args)
+
+
+def images(directory):
+    """What bitmaps are kept in stays."""
+    return [f for f in files_in(directory) if not f.endswith(".bitmaps")]
 
 
 def frozen(disk, path):
@@ -104,10 +109,7 @@ def test_cancelled_or_killed_nothing_is_forgotten(first, disk, tmp_path):
         backup(disk, tmp_path / "0.qcow2")
         disk.write("disk", "write -P 3 0 2M")
     args = () if first else ("--incremental", "--backing", tmp_path / "0.qcow2")
-    def images():
-        return [f for f in files_in(tmp_path) if not f.endswith(".bitmaps")]
-
-    before = images()
+    before = images(tmp_path)
     for number in (signal.SIGINT, signal.SIGKILL):
         with Backup("disk", tmp_path / "x.qcow2", "--bitmap", "b", *args, "--speed", "1k",
                     control=disk.control) as b:
@@ -115,7 +117,7 @@ def test_cancelled_or_killed_nothing_is_forgotten(first, disk, tmp_path):
             b.signal(number)
             b.popen.wait(DEADLINE)
         if number == signal.SIGINT:
-            assert images() == before
+            assert images(tmp_path) == before
     with disk.qmp() as qmp:
         job = qmp("query-jobs")[0]["id"]
         qmp("job-cancel", id=job)
@@ -147,19 +149,41 @@ def test_killed_when_all_is_copied_the_next_one_has_it_again(disk, tmp_path):
     qemu_img("compare", tmp_path / "1.qcow2", frozen(disk, tmp_path / "now"))
 
 
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_an_image_that_is_served_only_at_times(fmt, tmp_path):
+    """The bitmap outlives the daemons, and each command alone."""
+    image = make_image(tmp_path / f"disk.{fmt}", writes=["write -P 1 0 2M"])
+
+    def link(i):
+        base = ["--incremental", "--backing", tmp_path / f"{i - 1}.qcow2"] if i else []
+        return "backup", image, tmp_path / f"{i}.qcow2", "--control", "", "--bitmap", "b", *base
+
+    stillpoint(*link(0))
+    for i in (1, 2):
+        with Serve(tmp_path, os.path.basename(image)) as s:
+            s.write("disk", f"write -P {i + 1} {i}M 64k")
+        assert "; 64 KiB in " in stillpoint(*link(i)).stdout
+        qemu_img("compare", "-f", fmt, "-F", "qcow2", image, tmp_path / f"{i}.qcow2")
+    assert "; 0 B in " in stillpoint(*link(3)).stdout
+    if fmt == "raw":
+        run("qemu-io", "-f", fmt, "-c", "write -P 9 3M 64k", image)
+        words = fails(*link(4))
+        assert "cannot tell any more what has changed (" in words and "begin a new chain" in words
+
+
 def test_what_to_do_is_said(disk, tmp_path):
     target = tmp_path / "t.qcow2"
     assert ("'stillpoint backup disk TARGET --bitmap b'" in
             refused(disk, target, "--incremental", "--backing", tmp_path / "disk.qcow2"))
     backup(disk, tmp_path / "0.qcow2")
-    before = files_in(tmp_path)
+    before = images(tmp_path)
     assert "Say --backing FILE" in refused(disk, target, "--incremental")
     assert "No such file" in refused(disk, target, "--incremental", "--backing", "nope")
     assert "cannot: give it a name that ends in .qcow2" in refused(
         disk, tmp_path / "t.raw", "--incremental", "--backing", tmp_path / "0.qcow2")
     assert "stand on itself" in refused(disk, tmp_path / "0.qcow2", "--force", "--incremental",
                                         "--backing", tmp_path / "0.qcow2")
-    assert images() == before
+    assert images(tmp_path) == before
 
 
 @pytest.mark.parametrize("args,words", [
