@@ -119,6 +119,7 @@ static int co_suffer(struct node *n, enum fault_op op, uint64_t off, uint64_t le
 static int co_perform(struct node *n, const struct fault_log_entry *e, struct err *err)
 {
     struct node *c = child(n);
+    struct err why = ERR_INIT;
 
     switch (e->op) {
     case FAULT_WRITE:
@@ -130,7 +131,11 @@ static int co_perform(struct node *n, const struct fault_log_entry *e, struct er
     case FAULT_FLUSH:
         return co_node_flush(c);
     case FAULT_RESIZE:
-        return co_node_resize(c, e->off, err) ? 0 : err->code;
+        if (co_node_resize(c, e->off, &why))
+            return 0;
+        if (err)
+            *err = why;
+        return why.code;
     default:
         return -EINVAL;
     }
