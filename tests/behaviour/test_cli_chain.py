@@ -171,6 +171,27 @@ def test_an_image_that_is_served_only_at_times(fmt, tmp_path):
         assert "cannot tell any more what has changed (" in words and "begin a new chain" in words
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_daemon_that_ends_during_a_backup_forgets_nothing(end, tmp_path):
+    make_image(tmp_path / "disk.raw", writes=["write -P 1 0 2M"])
+    link = ["--incremental", "--backing", tmp_path / "0.qcow2"]
+    with Serve(tmp_path, "disk.raw") as s:
+        backup(s, tmp_path / "0.qcow2")
+        s.write("disk", "write -P 3 0 4M")
+        with Backup("disk", tmp_path / "1.qcow2", "--bitmap", "b", *link, "--speed", "1k",
+                    control=s.control) as b:
+            b.until("started")
+            s.write("disk", "write -P 4 5M 64k")
+            s.signal(end)
+            s.wait()
+            assert b.finish()[0] == 1
+        if end == signal.SIGKILL:
+            s.kill()
+    with Serve(tmp_path, "disk.raw") as s:
+        incremental(s, tmp_path / "1.qcow2", tmp_path / "0.qcow2")
+        qemu_img("compare", tmp_path / "1.qcow2", frozen(s, tmp_path / "now"))
+
+
 def test_what_to_do_is_said(disk, tmp_path):
     target = tmp_path / "t.qcow2"
     assert ("'stillpoint backup disk TARGET --bitmap b'" in
