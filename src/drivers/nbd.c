@@ -43,6 +43,8 @@ struct nbd_options {
     char *tls_hostname;
     bool has_reconnect_delay;
     uint32_t reconnect_delay;
+    bool has_x_dirty_bitmap;
+    char *x_dirty_bitmap;
     bool has_open_timeout;
     uint32_t open_timeout;
 };
@@ -123,6 +125,9 @@ static const struct schema_member nbd_members[] = {
     SCHEMA_OPTIONAL(struct nbd_options, reconnect_delay, "reconnect-delay", &schema_uint32,
                     "seconds that requests wait for a lost server to come back, trusting that "
                     "it still has what it acknowledged; default 0: they fail"),
+    SCHEMA_OPTIONAL(struct nbd_options, x_dirty_bitmap, "x-dirty-bitmap", &schema_str,
+                    "a metadata context such as qemu:dirty-bitmap:NAME, whose bits are told as "
+                    "block status in place of base:allocation's; default: none"),
     SCHEMA_OPTIONAL(struct nbd_options, open_timeout, "open-timeout", &schema_uint32,
                     "seconds to go on trying while the server cannot be reached; default 0"),
     SCHEMA_END,
@@ -179,6 +184,7 @@ static void state_done(struct nbd_state *s)
     free(s->address.host);
     free(s->address.port);
     free(s->export);
+    free(s->context);
     free(s->uri);
 }
 
@@ -200,6 +206,9 @@ static bool state_init(struct nbd_state *s, struct node *n, const struct nbd_opt
         return err_set(err, -ENOTSUP, "Parameter '%s' is not supported yet: NBD connections with "
                        "TLS cannot be made", o->has_tls_creds ? "tls-creds" : "tls-hostname");
     s->export = xstrdup(o->has_export ? o->export : "");
+    s->context_chosen = o->has_x_dirty_bitmap;
+    s->context = xstrdup(o->has_x_dirty_bitmap ? o->x_dirty_bitmap
+                                               : LIBNBD_CONTEXT_BASE_ALLOCATION);
     if (!set_address(&s->address, &o->server, err))
         return false;
     s->uri = a->path ? nbd_uri_for_unix(a->path, s->export)
@@ -235,6 +244,8 @@ static bool check_facts(const struct node *n, const struct nbd_facts *f, struct 
     if (f->read_only && !n->read_only)
         return err_set(err, -EACCES, "NBD export '%s' is read-only: open it with read-only=on",
                        s->export);
+    if (s->context_chosen && !f->has_status)
+        return err_set(err, -EINVAL, "requested x-dirty-bitmap %s not found", s->context);
     if (f->size > INT64_MAX)
         return err_set(err, -EFBIG, "NBD export '%s' is too large", s->export);
     if (f->block_min && (!is_power_of_2(f->block_min) || f->block_min > BLOCK_MIN_MAX))

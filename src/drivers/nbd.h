@@ -36,7 +36,7 @@ struct nbd_address {
 struct nbd_facts {
     uint64_t size;
     uint32_t block_min, block_preferred, block_max;   /* 0: not said */
-    bool read_only, can_flush, can_fua, can_trim, can_zero, can_fast_zero, has_allocation;
+    bool read_only, can_flush, can_fua, can_trim, can_zero, can_fast_zero, has_status;
 };
 
 enum nbd_link { NBD_UP, NBD_LOST };
@@ -45,6 +45,8 @@ struct nbd_state {
     struct node *n;
     struct nbd_address address;
     char *export;
+    char *context;            /* what status is asked of; "base:allocation" if nothing was chosen */
+    bool context_chosen;
     char *uri;                /* for people */
     uint64_t reconnect_delay; /* ns */
     struct nbd_facts facts;

@@ -264,7 +264,7 @@ static bool prepare_handle(struct nbd_state *s, struct nbd_handle *h, struct err
     uint32_t strict = nbd_get_strict_mode(h) & ~(uint32_t)LIBNBD_STRICT_ALIGN;
 
     if (nbd_set_export_name(h, s->export) < 0 || nbd_set_strict_mode(h, strict) < 0 ||
-        nbd_add_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
+        nbd_add_meta_context(h, s->context) < 0 ||
         nbd_set_pread_initialize(h, false) < 0)
         return err_set(err, -EINVAL, "%s", nbd_reason());
     return true;
@@ -277,7 +277,8 @@ static uint32_t block_size(struct nbd_handle *h, int kind)
     return size > 0 ? (uint32_t)MIN(size, UINT32_MAX) : 0;
 }
 
-static bool learn_facts(struct nbd_handle *h, struct nbd_facts *f, struct err *err)
+static bool learn_facts(const struct nbd_state *s, struct nbd_handle *h, struct nbd_facts *f,
+                        struct err *err)
 {
     int64_t size = nbd_get_size(h);
 
@@ -294,7 +295,7 @@ static bool learn_facts(struct nbd_handle *h, struct nbd_facts *f, struct err *e
         .can_trim = nbd_can_trim(h) > 0,
         .can_zero = nbd_can_zero(h) > 0,
         .can_fast_zero = nbd_can_fast_zero(h) > 0,
-        .has_allocation = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0,
+        .has_status = nbd_can_meta_context(h, s->context) > 0,
     };
     return true;
 }
@@ -332,7 +333,7 @@ bool co_nbd_connect(struct nbd_state *s, uint64_t deadline, struct nbd_connectio
     if (fd < 0)
         return false;
     if (start_handle(s, fd, &c, err) && co_negotiate(s, &c, deadline, err) &&
-        learn_facts(c.h, &c.facts, err)) {
+        learn_facts(s, c.h, &c.facts, err)) {
         *ret = c;
         return true;
     }

@@ -124,7 +124,7 @@ static bool same_export(const struct nbd_facts *a, const struct nbd_facts *b)
     return a->size == b->size && a->block_min == b->block_min && a->block_max == b->block_max &&
            a->read_only == b->read_only && a->can_flush == b->can_flush &&
            a->can_fua == b->can_fua && a->can_trim == b->can_trim && a->can_zero == b->can_zero &&
-           a->can_fast_zero == b->can_fast_zero && a->has_allocation == b->has_allocation;
+           a->can_fast_zero == b->can_fast_zero && a->has_status == b->has_status;
 }
 
 static bool co_connect_again(struct nbd_state *s)

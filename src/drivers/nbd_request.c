@@ -25,6 +25,7 @@ struct command {
 
 /* What a look-up of status has brought. */
 struct looking {
+    const struct nbd_state *s;
     struct extent_fill fill;
     bool more;               /* than there was room for */
 };
@@ -49,14 +50,16 @@ static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *en
 {
     struct looking *l = arg;
 
-    if (strcmp(context, LIBNBD_CONTEXT_BASE_ALLOCATION) != 0)
+    if (strcmp(context, l->s->context) != 0)
         return 0;
     for (size_t i = 0; i + 1 < n && !l->more; i += 2) {
         bool hole = entries[i + 1] & LIBNBD_STATE_HOLE;
         bool zero = entries[i + 1] & LIBNBD_STATE_ZERO;
+        /* Another context's bits stand for themselves, as in QEMU: dirty is "no data". */
+        bool nothing = hole && (zero || l->s->context_chosen);
 
         l->more = !extent_fill_add(&l->fill, entries[i], (zero ? STATUS_ZERO : 0) |
-                                                         (hole && zero ? 0 : STATUS_DATA));
+                                                         (nothing ? 0 : STATUS_DATA));
     }
     return 0;
 }
@@ -247,7 +250,7 @@ static int co_look_up(struct node *n, uint64_t off, uint64_t len, uint64_t *ret_
                       unsigned *ret_flags)
 {
     struct nbd_state *s = n->state;
-    struct looking l = { 0 };
+    struct looking l = { .s = s };
     struct command c = {
         .type = CMD_STATUS,
         .off = off,
@@ -284,7 +287,7 @@ int co_nbd_status(struct node *n, uint64_t off, uint64_t len, struct block_statu
     uint64_t known = len;
     unsigned flags = STATUS_DATA;
 
-    if (s->facts.has_allocation && !extent_cache_find(&s->extents, off, &known, &flags)) {
+    if (s->facts.has_status && !extent_cache_find(&s->extents, off, &known, &flags)) {
         int r = co_look_up(n, off, len, &known, &flags);
 
         if (r < 0)

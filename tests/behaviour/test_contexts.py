@@ -8,9 +8,9 @@ import shutil
 import nbd
 import pytest
 
-from cli import MiB
+from cli import MiB, make_image
 from live import listens
-from stillpoint import Daemon, Process, poll_until, run
+from stillpoint import BINARY, Daemon, Process, QmpError, poll_until, qemu_img, run
 
 QSD = shutil.which("qemu-storage-daemon")
 DEPTH = "qemu:allocation-depth"
@@ -56,6 +56,70 @@ def test_depth_is_qemus(chain, tmp_path):
         assert context_map(uri, DEPTH) == want[DEPTH]
         assert context_map(uri, ALLOCATION) == want[ALLOCATION]
     assert {value for _, _, value in want[DEPTH]} >= {1, 2, 3}
+
+
+BITMAP = "qemu:dirty-bitmap:b"
+
+
+def qemus_map(uri_options):
+    """What qemu-img's client makes of a bitmap: dirty is what has no data."""
+    out = run("qemu-img", "map", "--output=json", "--image-opts", uri_options).stdout
+    return [(e["start"], e["length"], e["data"]) for e in json.loads(out)]
+
+
+def our_map(options):
+    out = run(BINARY, "map", "--json", "json:" + json.dumps(options)).stdout
+    return [(e["start"], e["length"], e["data"]) for e in json.loads(out)]
+
+
+def both_maps(sock, bitmap=BITMAP):
+    return (qemus_map(f"driver=nbd,export=disk,server.type=unix,server.path={sock},"
+                      f"x-dirty-bitmap={bitmap}"),
+            our_map({"driver": "nbd", "export": "disk", "server": {"type": "unix", "path": sock},
+                     "x-dirty-bitmap": bitmap}))
+
+
+@pytest.mark.skipif(not QSD, reason="qemu-storage-daemon is not installed")
+def test_bitmaps_of_each_others_servers(daemon, tmp_path):
+    """A bitmap that an image stores, shown by qemu-storage-daemon and read by our client; one of
+    ours read by QEMU's. All four say the same."""
+    image = make_image(tmp_path / "disk.qcow2", 4 * MiB, writes=["write -P 1 0 4M"])
+    qemu_img("bitmap", "--add", image, "b")
+    writes = ["write -P 2 1M 100k", "write -P 3 3M 64k"]
+    run("qemu-io", "-f", "qcow2", *[a for w in writes for a in ("-c", w)], image)
+    sock = str(tmp_path / "qsd.sock")
+    argv = [QSD, "--blockdev", json.dumps({**chain_blockdev(image), "read-only": True}),
+            "--nbd-server", f"addr.type=unix,addr.path={sock}",
+            "--export", "type=nbd,id=e,node-name=disk,bitmaps.0=b"]
+    with Process(argv, tmp_path / "qsd.log"):
+        poll_until("qemu-storage-daemon to listen", lambda: listens(sock))
+        theirs, ours = both_maps(sock)
+        done = run(BINARY, "map", "json:" + json.dumps(
+            {"driver": "nbd", "export": "disk", "server": {"type": "unix", "path": sock},
+             "x-dirty-bitmap": "qemu:dirty-bitmap:none"}), check=False)
+        assert "requested x-dirty-bitmap qemu:dirty-bitmap:none not found" in done.stderr
+        # Whatever the status says, a copy has all of the data.
+        copy = tmp_path / "copy.raw"
+        run(BINARY, "convert", "-O", "raw", "json:" + json.dumps(
+            {"driver": "nbd", "export": "disk", "server": {"type": "unix", "path": sock},
+             "x-dirty-bitmap": BITMAP}), copy)
+    qemu_img("compare", copy, image)
+    assert ours == theirs and [m for m in ours if not m[2]] == [(MiB, 128 << 10, False),
+                                                                (3 * MiB, 64 << 10, False)]
+
+    blank = make_image(tmp_path / "blank.raw", 4 * MiB)
+    daemon.add_file("disk", blank)
+    daemon.qmp("block-dirty-bitmap-add", node="disk", name="b")
+    uri = daemon.serve()("disk")
+    daemon.qmp("block-export-add", {"type": "nbd", "id": "e", "node-name": "disk",
+                                    "writable": True, "bitmaps": [{"node": "disk", "name": "b"}]})
+    run("qemu-io", "-f", "raw", *[a for w in writes for a in ("-c", w)], uri)
+    assert both_maps(os.path.join(daemon.directory, "nbd.sock")) == (theirs, theirs)
+    assert [(at, n) for at, n, value in context_map(uri, BITMAP) if value] == \
+        [(MiB, 128 << 10), (3 * MiB, 64 << 10)]
+    # It is held by the export.
+    with pytest.raises(QmpError, match="in use"):
+        daemon.qmp("block-dirty-bitmap-remove", node="disk", name="b")
 
 
 def test_contexts_are_offered_when_asked_for(daemon, tmp_path):
