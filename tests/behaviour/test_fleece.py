@@ -228,6 +228,69 @@ def flat(extents, unit=GRANULE):
     return [value for _, length, value in extents for _ in range(length // unit)]
 
 
+def dirty_extents(uri, name):
+    return [(at, n) for at, n, value in context_map(uri, f"qemu:dirty-bitmap:{name}") if value & 1]
+
+
+def test_bitmaps_are_frozen(daemon, qmp, disk):
+    qmp("block-dirty-bitmap-add", node="disk", name="b", granularity=64 << 10)
+    guest = connect(disk)
+    guest.pwrite(b"\2" * 100, MiB)
+    info = fleece(qmp, bitmaps=["b"], discard=True)
+    guest.pwrite(b"\3" * MiB, 4 * MiB)
+    assert json.loads(run("nbdinfo", "--json", info["uri"]).stdout)["exports"][0]["contexts"] == \
+        ["base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b"]
+    assert dirty_extents(info["uri"], "b") == [(MiB, 64 << 10)]
+    # The disk's own is not held by it, and goes on.
+    later = fleece(qmp, id="later", bitmaps=["b"])
+    assert dirty_extents(later["uri"], "b") == [(MiB, 64 << 10), (4 * MiB, MiB)]
+    qmp("block-dirty-bitmap-remove", node="disk", name="b")
+    assert dirty_extents(info["uri"], "b") == [(MiB, 64 << 10)]
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_pulling_what_is_dirty_gives_the_instant(work, seed):
+    """As virtnbdbackup does it: the map of the dirty context, and reads of its extents, put over
+    the last copy. Under load, twice, each time from another bitmap's beginning."""
+    rng = random.Random(f"pull {seed}")
+    live = LiveDisk(work, rng.choice(disks.KINDS), rng, size=6 * MiB + 512)
+    live.n_writers = 2
+    live.pattern["blocks"] = live.disk.size // live.block // 2    # so that not all is dirty
+    base = live.initial
+    taken = []
+    with live.on_line(operations=1):
+        # What was written before the first bitmap was there comes by a copy of everything.
+        live.qmp("block-dirty-bitmap-add", node="disk", name="b0",
+                 granularity=rng.choice([512, 4096, 65536]))
+        info = fleece(live.qmp, id="full")
+        base = os.path.join(work, "full.raw")
+        run("nbdcopy", info["uri"], base)
+        end_export(live.qmp, "full")
+        for i in range(2):
+            live.writers.wait_for_more(40)
+            live.qmp("block-dirty-bitmap-add", node="disk", name=f"b{i + 1}")
+            asked = time.monotonic_ns()
+            info = fleece(live.qmp, id=f"f{i}", bitmaps=[f"b{i}"])
+            answered = time.monotonic_ns()
+            live.writers.wait_for_more(20)
+            path = os.path.join(work, f"pulled{i}.raw")
+            shutil.copyfile(base, path)
+            h = connect(info["uri"])
+            pulled = dirty_extents(info["uri"], f"b{i}")
+            with open(path, "r+b") as f:
+                for at, n in pulled:
+                    f.seek(at)
+                    f.write(h.pread(n, at))
+            assert 0 < sum(n for _, n in pulled) < live.disk.size
+            h.shutdown()
+            end_export(live.qmp, f"f{i}")
+            taken.append((path, asked, answered))
+            base = path
+        live.writers.stop()
+    for path, asked, answered in taken:
+        live.judge(path, "raw", asked, answered)
+
+
 # ---- for people ---------------------------------------------------------------------------
 
 
