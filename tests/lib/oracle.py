@@ -222,8 +222,9 @@ def histories(records):
     out = {}
     for writer, log in enumerate(records):
         for seq, sent, done, first, run, kind in log:
+            op = (writer, seq, sent, done, kind)      # one for all: there are millions
             for block in range(first, first + run):
-                out.setdefault(block, []).append((writer, seq, sent, done, kind))
+                out.setdefault(block, []).append(op)
     return out
 
 
