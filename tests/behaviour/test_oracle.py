@@ -86,7 +86,7 @@ def test_backup_is_the_disk_at_one_instant(work, sync, source, target, engine, s
 def test_every_link_of_a_chain_is_the_disk_at_its_instant(work, source, engine, seed):
     """Two chains of incremental backups by two bitmaps, interleaved, with jobs that fail."""
     live = live_disk(work, source, engine, f"chain {source} {seed}", size=6 * MIB)
-    # Every point is judged by all that was written up to then.
+    # Every point is judged by all that was written.
     live.pattern["pause_us"] = 1000
     chains = [Chain(live, "over"), Chain(live, "place", in_place=True)]
     with live.on_line():

@@ -2,6 +2,7 @@
 """Chains of backups of a live disk by a dirty bitmap: full, then whatever has changed since
 the one before, with jobs in between that fail, are cancelled or leave the bitmap alone."""
 import os
+import shutil
 import time
 
 import disks
@@ -18,11 +19,12 @@ class Point:
 
 class Chain:
     """Points over each other; or, @in_place, one image that is brought up to date again and
-    again, and judged each time."""
+    again, of which copies are judged."""
 
     def __init__(self, live, name, in_place=False):
         self.live, self.name, self.in_place = live, name, in_place
         self.points = []
+        self.beside = []                     # to be judged as well, and nothing stands on them
         self.jobs = 0
         self.place = os.path.join(live.work, f"{name}.raw")
 
@@ -90,19 +92,18 @@ class Chain:
         if command == "blockdev-backup":
             self.live.qmp("blockdev-del", node_name=args["target"])
         point = Point(path, "qcow2", *moments)
-        if mode == "never":
-            self.judge(point)
-        else:
-            self.points.append(point)
+        (self.beside if mode == "never" else self.points).append(point)
 
     def update(self):
-        """Bring the image up to date, and judge it."""
+        """Bring the image up to date, and keep a copy of it."""
         mode = self.live.rng.choice(["on-success", "always", "always"])
         node = self.add_node(self.place, "raw")
         job, *moments = self.start("blockdev-backup", **self.bitmap(mode), target=node)
         self.end(job)
         self.live.qmp("blockdev-del", node_name=node)
-        self.judge(Point(self.place, "raw", *moments))
+        copy = f"{self.place}.{self.jobs}"
+        shutil.copyfile(self.place, copy)
+        self.beside.append(Point(copy, "raw", *moments))
 
     def fail(self):
         """A job that does not come to a good end: an error, a cancel while it works, and when
@@ -161,5 +162,5 @@ class Chain:
 
     def judge_all(self):
         """All links, as qemu-img reads them through the chain; the daemon has ended."""
-        for point in self.points if not self.in_place else []:
+        for point in self.beside if self.in_place else self.points + self.beside:
             self.judge(point)
