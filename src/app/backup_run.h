@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A backup job as seen from the command that asked for it: start it over QMP,
- * show how far it is, pass Ctrl-C on, hear how it ended.
+ * Backup jobs as seen from the command that asked for them: start them over QMP,
+ * show how far they are, pass Ctrl-C on, hear how they ended.
  */
 #ifndef APP_BACKUP_RUN_H
 #define APP_BACKUP_RUN_H
@@ -17,27 +17,37 @@ enum backup_end {
     BACKUP_END_GIVEN_UP,       /* nobody knows: the user would not wait for the end */
 };
 
+struct backup_run_job {
+    const char *id;            /* borrowed */
+    uint64_t current, total;   /* as last heard, bytes */
+};
+
 struct backup_run {
     /* The caller's; borrowed. */
     struct qmp_client *client;
     struct interrupt *interrupt;
     struct progress *progress;
-    const char *job;           /* the job's id */
+    struct backup_run_job *jobs;     /* of several none ends well unless all do */
+    size_t n_jobs;
     bool open_ended;           /* sync=none: the first Ctrl-C completes it */
 
     bool started;              /* the daemon has said so */
     bool shut_down;            /* the daemon is ending */
     const char *note;          /* for the progress: what was passed on */
     unsigned asked;            /* interrupts that were passed on */
-    uint64_t current, total;   /* as last heard, bytes */
+    size_t n_over, n_copied;   /* jobs that have ended; those that wait for the others */
+    bool failed, cancelled;    /* some job */
     struct err err;
 };
 
-/* Give drive-backup with @args (taken over). When it returns true the instant has
- * been taken. False with .err. */
-MUST_CHECK bool backup_run_start(struct backup_run *r, json_t *args);
+/* Give @command, drive-backup or a grouped transaction of such, with @args (taken over).
+ * When it returns true the instant has been taken. False with .err. */
+MUST_CHECK bool backup_run_start(struct backup_run *r, const char *command, json_t *args);
 
-/* See the job to its end, or to where it waits to be finalized. */
+/* Bytes of all jobs together, as last heard. */
+uint64_t backup_run_current(const struct backup_run *r);
+
+/* See the jobs to their end, or a single one to where it waits to be finalized. */
 enum backup_end backup_run_wait(struct backup_run *r);
 
 /* It waits: end it well, or as if it had been cancelled. */

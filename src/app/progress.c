@@ -194,6 +194,8 @@ static void update_json(struct progress *p, const struct progress_state *s, uint
                         ? json_integer((json_int_t)left) : json_null());
     if (s->note)
         json_object_set_new(e, "note", json_string(s->note));
+    if (s->jobs)
+        json_object_set(e, "jobs", s->jobs);
     progress_event(p, e);
 }
 

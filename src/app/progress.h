@@ -39,6 +39,7 @@ struct progress {
 struct progress_state {
     uint64_t current, total;         /* bytes */
     const char *note;                /* "paused", "cancelling"; NULL: none */
+    json_t *jobs;                    /* each of several, for programs; borrowed; NULL: one */
 };
 
 /* @what is borrowed. @now is loop_now time here and below. */

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the files of `stillpoint backup` share: backup.c, which is the command and tells
+ * people, and backup_job.c, which talks to the daemon.
+ */
+#ifndef APP_BACKUP_COMMAND_H
+#define APP_BACKUP_COMMAND_H
+
+#include "app/backup_chain.h"
+#include "app/backup_run.h"
+#include "app/cli.h"
+#include "app/local_daemon.h"
+#include "app/target_name.h"
+#include <time.h>
+
+enum sync { SYNC_FULL, SYNC_TOP, SYNC_NONE };
+extern const char *const backup_sync_names[];
+
+/* One disk, and where its backup goes. */
+struct backup_disk {
+    const char *source;            /* as the user typed it */
+    const char *target_name;       /* the same, or .made */
+    char *made;                    /* --to: the name in that directory */
+    char *node;                    /* what the daemon knows it by */
+    char *job;                     /* id */
+    struct target_name target;
+    bool published;                /* the target has its name */
+};
+
+struct backup_command {
+    int sync, style;
+    const char *to;                /* the directory of several backups; NULL: one TARGET */
+    const char *control;           /* NULL: the sources are files */
+    const char *format, *source_format, *job_id, *scratch_dir;
+    struct cli_list image_dirs;
+    uint64_t speed, scratch_limit, cbw_timeout;
+    bool compress, force, no_reflink;
+    struct backup_chain chain;     /* of a single disk */
+
+    struct backup_disk *disks;
+    struct backup_run_job *jobs;   /* of each */
+    size_t n_disks;
+
+    struct interrupt interrupt;
+    struct local_daemon local;
+    struct progress progress;
+    struct backup_run run;
+    char *what;
+    time_t instant;
+    uint64_t began;                /* loop_now time */
+};
+
+/* What the target gets, for people and job ids: "incremental", too. */
+const char *backup_sync_name(const struct backup_command *c);
+
+/* ---- backup_job.c: false with .run.err ---------------------------------------- */
+
+/* Reach the daemon, or start one and have it open the sources. */
+MUST_CHECK bool backup_connect(struct backup_command *c);
+/* @given_up: nobody waits for the end of a daemon of ours. */
+void backup_disconnect(struct backup_command *c, bool given_up);
+
+/* Start the jobs of all disks; when it returns true their instant has been taken. */
+MUST_CHECK bool backup_start_jobs(struct backup_command *c);
+
+#endif
