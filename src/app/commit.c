@@ -9,11 +9,12 @@
  */
 #include "app/chain.h"
 #include "app/cli.h"
+#include "app/follow_bitmaps.h"
 #include "app/human.h"
-#include "app/keep_bitmaps.h"
 #include "app/sweep.h"
 #include "app/offline.h"
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "drivers/qcow2/empty.h"
 #include <stdio.h>
 
@@ -28,7 +29,6 @@ struct commit_command {
     struct chain chain;
     unsigned base_index;
     struct node *top, *base;
-    struct kept_bitmaps top_bitmaps, base_bitmaps;
     uint64_t copied;             /* bytes */
     bool begun;                  /* the base may have changed */
 };
@@ -86,10 +86,8 @@ static bool co_open_images(struct commit_command *c)
         below = n;
     }
     c->top = below;
-    return spare_snapshots(c) &&
-           co_bitmaps_keep(c->top, false, node_size(c->top), &c->top_bitmaps, &c->err) &&
-           co_bitmaps_keep(c->base, node_size(c->base) < node_size(c->top), node_size(c->top),
-                           &c->base_bitmaps, &c->err);
+    return spare_snapshots(c) && bitmaps_will_follow(c->top, node_size(c->top), &c->err) &&
+           bitmaps_will_follow(c->base, node_size(c->top), &c->err);
 }
 
 /* ---- copying --------------------------------------------------------------- */
@@ -132,7 +130,6 @@ static int co_do(void *arg, const struct sweep_piece *p)
                 r = co_node_pwrite(c->base, off, st.len, p->buf[0], REQ_BULK);
         }
         c->copied += st.len;
-        bitmaps_mark(&c->base_bitmaps, off, st.len);
     }
     return r;
 }
@@ -151,8 +148,6 @@ static bool co_copy_down(struct commit_command *c)
         err_prefix(&c->err, "'%s' is larger than '%s', which cannot grow: ", c->name, base);
         return false;
     }
-    if (before < size && !bitmaps_resize(&c->base_bitmaps, before, size, &c->err))
-        return false;
     c->begun = true;
     r = co_sweep(&sweep);
     if (r == 0)
@@ -175,13 +170,12 @@ static bool co_finish(struct commit_command *c)
 }
 
 /* What is to be told of the rest is told first. */
-static bool co_put_bitmaps_back(struct commit_command *c, struct node *n,
-                                const struct kept_bitmaps *k, bool ok)
+static bool co_store_bitmaps(struct commit_command *c, struct node *n, bool ok)
 {
     struct err err = ERR_INIT;
     int r = co_node_flush(n);
     bool stored = r < 0 ? err_errno(&err, r, "Cannot flush '%s'", c->name)
-                        : co_bitmaps_put_back(n, k, &err);
+                        : co_dirty_bitmaps_store(n, &err);
 
     if (ok && !stored)
         c->err = err;
@@ -196,12 +190,10 @@ static int co_commit(void *arg)
 
     /* Whatever came of it. */
     if (c->begun)
-        ok = co_put_bitmaps_back(c, c->base, &c->base_bitmaps, ok);
-    ok = ok && co_finish(c) && co_put_bitmaps_back(c, c->top, &c->top_bitmaps, true);
+        ok = co_store_bitmaps(c, c->base, ok);
+    ok = ok && co_finish(c) && co_store_bitmaps(c, c->top, true);
     co_node_unref(c->top);
     co_node_unref(c->base);
-    bitmaps_done(&c->top_bitmaps);
-    bitmaps_done(&c->base_bitmaps);
     return ok ? 0 : c->err.code;
 }
 

@@ -10,12 +10,13 @@
  */
 #include "app/chain.h"
 #include "app/cli.h"
+#include "app/follow_bitmaps.h"
 #include "app/human.h"
 #include "app/image_name.h"
-#include "app/keep_bitmaps.h"
 #include "app/offline.h"
 #include "app/sweep.h"
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "drivers/qcow2/rename.h"
 #include <limits.h>
 #include <stdio.h>
@@ -36,7 +37,6 @@ struct rebase_command {
     struct node *old;            /* borrowed from the overlay; NULL: none */
     struct node *old_common, *new_common;   /* the same image in both chains; NULL: none */
     uint64_t copied;             /* bytes */
-    struct kept_bitmaps bitmaps; /* what it reads as does not change, so neither do they */
 };
 
 /* ---- what both chains have in common --------------------------------------- */
@@ -192,6 +192,9 @@ static enum content judge(const uint8_t *old, const uint8_t *new, uint64_t len)
     return mem_is_zero(old, len) ? ZERO : DATA;
 }
 
+/* The disk reads as before: nothing is dirty by it. */
+#define REBASE_FLAGS (REQ_BULK | REQ_WRITE_UNCHANGED)
+
 static int co_write_run(struct rebase_command *c, enum content what, uint64_t off, uint64_t len,
                         const uint8_t *buf)
 {
@@ -199,8 +202,8 @@ static int co_write_run(struct rebase_command *c, enum content what, uint64_t of
         return 0;
     c->copied += len;
     if (what == ZERO)
-        return co_node_write_zeroes(c->overlay, off, len, REQ_MAY_UNMAP | REQ_BULK);
-    return co_node_pwrite(c->overlay, off, len, buf, REQ_BULK);
+        return co_node_write_zeroes(c->overlay, off, len, REBASE_FLAGS | REQ_MAY_UNMAP);
+    return co_node_pwrite(c->overlay, off, len, buf, REBASE_FLAGS);
 }
 
 static int co_do(void *arg, const struct sweep_piece *p)
@@ -264,7 +267,7 @@ static int co_do_zeros(void *arg, const struct sweep_piece *p)
     struct rebase_command *c = arg;
 
     c->copied += p->len;
-    return co_node_write_zeroes(c->overlay, p->off, p->len, REQ_MAY_UNMAP | REQ_BULK);
+    return co_node_write_zeroes(c->overlay, p->off, p->len, REBASE_FLAGS | REQ_MAY_UNMAP);
 }
 
 /* ---- the images ------------------------------------------------------------ */
@@ -339,7 +342,7 @@ static bool co_open_images(struct rebase_command *c)
     c->unit = chain_has_subclusters(c->overlay) ? ni->cluster_size / 32 : ni->cluster_size;
     c->old = node_backing(c->overlay);
     find_common(c);
-    return co_bitmaps_keep(c->overlay, false, node_size(c->overlay), &c->bitmaps, &c->err);
+    return bitmaps_will_follow(c->overlay, node_size(c->overlay), &c->err);
 }
 
 /* ---- the command ----------------------------------------------------------- */
@@ -367,6 +370,8 @@ static bool co_copy(struct rebase_command *c)
 
     /* Over the old chain the driver knows that nothing is needed there to read as zero.
      * Over the new one it is, and since the old one has ended nothing else can show. */
+    if (!co_dirty_bitmaps_store(c->overlay, &c->err))
+        return false;
     co_node_unref(MOVE(c->overlay));
     c->overlay = co_open_overlay(c, true, c->new, false);
     if (!c->overlay)
@@ -381,10 +386,10 @@ static bool co_copy(struct rebase_command *c)
 }
 
 /* Whatever came of it; what is to be told is told first. */
-static bool co_put_bitmaps_back(struct rebase_command *c, bool ok)
+static bool co_store_bitmaps(struct rebase_command *c, bool ok)
 {
     struct err err = ERR_INIT;
-    bool stored = !c->overlay || co_bitmaps_put_back(c->overlay, &c->bitmaps, &err);
+    bool stored = !c->overlay || co_dirty_bitmaps_store(c->overlay, &err);
 
     if (ok && !stored)
         c->err = err;
@@ -401,13 +406,12 @@ static int co_rebase(void *arg)
         ok = c->overlay && may_stand(c);
     } else {
         ok = co_open_images(c) && co_copy(c);
-        ok = co_put_bitmaps_back(c, ok);
+        ok = co_store_bitmaps(c, ok);
     }
     ok = ok && co_qcow2_rename_backing(c->overlay, c->path ? c->backing : NULL,
                                        c->path ? c->backing_format : NULL, &c->err);
     co_node_unref(c->overlay);
     co_node_unref(c->new);
-    bitmaps_done(&c->bitmaps);
     return ok ? 0 : c->err.code;
 }
 

@@ -4,12 +4,13 @@
  */
 #include "app/chain.h"
 #include "app/cli.h"
+#include "app/follow_bitmaps.h"
 #include "app/human.h"
 #include "app/image_name.h"
-#include "app/keep_bitmaps.h"
 #include "app/offline.h"
 #include "app/preallocate.h"
 #include "base/mem.h"
+#include "block/dirty.h"
 #include <ctype.h>
 #include <stdio.h>
 
@@ -20,7 +21,6 @@ struct resize_command {
     char sign;                   /* '+', '-', or 0: the size itself */
     uint64_t amount;             /* bytes */
     uint64_t before, after;
-    struct kept_bitmaps bitmaps;
     bool left_larger;            /* it did not get its space, and is larger all the same */
     int style;                   /* of progress */
     struct watch watch;
@@ -62,11 +62,11 @@ static bool settle_size(struct resize_command *c, bool qcow2)
     return true;
 }
 
-static bool co_keep_bitmaps(struct resize_command *c, struct node *n)
+static bool may_have_size(struct resize_command *c, struct node *n)
 {
-    if (!co_bitmaps_keep(n, true, c->after, &c->bitmaps, &c->err))
+    if (!bitmaps_will_follow(n, c->after, &c->err))
         return false;
-    return c->after || !c->bitmaps.n ||
+    return c->after || !dirty_bitmap_next(n, NULL) ||
            err_set(&c->err, -EINVAL, "'%s' has dirty bitmaps, and a disk without bytes cannot: "
                    "remove them first", c->name);
 }
@@ -87,14 +87,13 @@ static bool co_change(struct resize_command *c, struct node *n)
     return false;
 }
 
-static bool co_put_back(struct resize_command *c, struct node *n, struct err *err)
+static bool co_store(struct resize_command *c, struct node *n, struct err *err)
 {
     int r = co_node_flush(n);
 
     if (r < 0)
         return err_errno(err, r, "Cannot flush '%s'", c->name);
-    return bitmaps_resize(&c->bitmaps, c->before, node_size(n), err) &&
-           co_bitmaps_put_back(n, &c->bitmaps, err);
+    return co_dirty_bitmaps_store(n, err);
 }
 
 static int co_resize(void *arg)
@@ -113,14 +112,13 @@ static int co_resize(void *arg)
         return c->err.code;
     c->before = node_size(n);
 
-    bool kept = settle_size(c, qcow2) && co_keep_bitmaps(c, n);
-    bool ok = kept && co_change(c, n);
+    bool begun = settle_size(c, qcow2) && may_have_size(c, n);
+    bool ok = begun && co_change(c, n);
     struct err ignored = ERR_INIT;
 
     /* Whatever size the disk has now: bitmaps of it are as good as they were. */
-    if (kept && !co_put_back(c, n, ok ? &c->err : &ignored))
+    if (begun && !co_store(c, n, ok ? &c->err : &ignored))
         ok = false;
-    bitmaps_done(&c->bitmaps);
     co_node_unref(n);
     return ok ? 0 : c->err.code;
 }

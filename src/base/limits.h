@@ -139,9 +139,10 @@
 #define LIMIT_QCOW2_BITMAP_DIR_BYTES (LIMIT_QCOW2_BITMAPS * 1024ULL)
 #define LIMIT_QCOW2_BITMAP_BYTES (512 * MiB)
 
-/* Memory for the bits of all bitmaps of an image that a command keeps while it changes
- * the image: a directory may name the same table of bits 65535 times. */
-#define LIMIT_KEPT_BITMAP_BYTES (192 * MiB)
+/* Memory that the bits of all bitmaps of an image may take when it is opened, beside as much
+ * as the image has on disk: a directory may name the same table of bits 65535 times. Whoever
+ * keeps them takes as much again, and more. */
+#define LIMIT_QCOW2_LOADED_BITMAP_BYTES (96 * MiB)
 
 /* --- block --- */
 

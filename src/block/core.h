@@ -136,6 +136,8 @@ MUST_CHECK int co_request_notify(struct node *n, uint64_t off, uint64_t len, uns
 void co_dirty_before_write(struct node *n, uint64_t off, uint64_t len);
 /* The node had @size_before. What was added counts as written. */
 void dirty_bitmaps_resized(struct node *n, uint64_t size_before);
+/* Before the driver is closed. */
+void co_dirty_bitmaps_close(struct node *n);
 void dirty_bitmaps_end(struct node *n);
 
 /* ---- keeper.c ----------------------------------------------------------------- */

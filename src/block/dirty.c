@@ -4,6 +4,7 @@
  * records, and while a backup works with it a second one that is frozen.
  */
 #include "block/dirty.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "block/core.h"
 #include "block/keeper.h"
@@ -16,6 +17,7 @@ struct dirty_bitmap {
     char *name;
     unsigned shift;              /* log2 of the granularity */
     bool enabled, persistent, busy;
+    bool stored;                 /* the image has it as it is */
     char *inconsistent;          /* why; NULL: it is not */
     struct bitmap *bits;         /* records */
     struct bitmap *frozen;       /* what a backup works on; NULL: none does */
@@ -69,16 +71,26 @@ static bool check_opts(struct node *n, const struct dirty_bitmap_opts *o, uint32
 
     if (!len)
         return err_set(err, -EINVAL, "Bitmap name cannot be empty");
-    if (len > DIRTY_NAME_MAX)
-        return err_set(err, -EINVAL, "Bitmap name is longer than %d bytes", DIRTY_NAME_MAX);
-    if (dirty_bitmap_find(n, o->name, NULL))
+    if (!is_power_of_2(granularity) || granularity < DIRTY_GRANULARITY_MIN)
+        return err_set(err, -EINVAL, "Granularity must be power of 2 and at least %u",
+                       DIRTY_GRANULARITY_MIN);
+    if (granularity > DIRTY_GRANULARITY_MAX)
+        return err_set(err, -EINVAL, "Granularity must be at most %u", DIRTY_GRANULARITY_MAX);
+    /* A directory of an image has no name twice, but may have very many. */
+    if (!o->stored && dirty_bitmap_find(n, o->name, NULL))
         return err_set(err, -EEXIST, "Bitmap already exists: %s", o->name);
-    if (!is_power_of_2(granularity) || granularity < DIRTY_GRANULARITY_MIN ||
-        granularity > DIRTY_GRANULARITY_MAX)
-        return err_set(err, -EINVAL, "Granularity %u of bitmap '%s' must be a power of 2 from "
-                       "%u to %u", granularity, o->name, DIRTY_GRANULARITY_MIN,
-                       DIRTY_GRANULARITY_MAX);
+    if (len > DIRTY_NAME_MAX)
+        return err_set(err, -EINVAL, "Bitmap name too long: %s", o->name);
     return true;
+}
+
+static struct bitmap *first_row(struct node *n, const struct dirty_bitmap_opts *o, unsigned shift,
+                                struct err *err)
+{
+    if (!o->bits)
+        return o->inconsistent ? bitmap_new(0) : new_row(n, o->name, shift, err);
+    assert(bitmap_size(o->bits) == bits_for(n->size, shift));
+    return o->bits;
 }
 
 struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_opts *o,
@@ -91,7 +103,7 @@ struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_
         return NULL;
 
     unsigned shift = (unsigned)__builtin_ctz(granularity);
-    struct bitmap *bits = new_row(n, o->name, shift, err);
+    struct bitmap *bits = first_row(n, o, shift, err);
 
     if (!bits)
         return NULL;
@@ -103,7 +115,9 @@ struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_
     bm->shift = shift;
     bm->enabled = !o->disabled;
     bm->persistent = o->persistent;
+    bm->stored = o->stored;
     bm->bits = bits;
+    bm->inconsistent = o->inconsistent ? xstrdup(o->inconsistent) : NULL;
     list_push_tail(&n->core->bitmaps, &bm->link);
     node_update_care(n);
     tell_changed(bm);
@@ -236,6 +250,8 @@ bool dirty_bitmap_check(const struct dirty_bitmap *bm, unsigned allow, struct er
     if (bm->busy && !(allow & DIRTY_BUSY_OK))
         return err_set(err, -EBUSY, "Bitmap '%s' is currently in use by another operation and "
                        "cannot be used", bm->name);
+    if (bm->persistent && bm->node->read_only && !(allow & DIRTY_READ_ONLY_OK))
+        return err_set(err, -EROFS, "Bitmap '%s' is readonly and cannot be modified", bm->name);
     if (bm->inconsistent && !(allow & DIRTY_INCONSISTENT_OK))
         return err_set(err, -EINVAL, "Bitmap '%s' is inconsistent and cannot be used: %s. Try "
                        "block-dirty-bitmap-remove to delete this bitmap from disk", bm->name,
@@ -260,12 +276,14 @@ void dirty_bitmap_let_go(struct dirty_bitmap *bm)
 void dirty_bitmap_enable(struct dirty_bitmap *bm)
 {
     bm->enabled = true;
+    bm->stored = false;
     tell_changed(bm);
 }
 
 void dirty_bitmap_disable(struct dirty_bitmap *bm)
 {
     bm->enabled = false;
+    bm->stored = false;
     tell_changed(bm);
 }
 
@@ -276,6 +294,7 @@ static void set_bits(struct dirty_bitmap *bm, uint64_t first, uint64_t count)
 {
     struct dirty_keeper *k = keeper_of(bm);
 
+    bm->stored = false;
     bitmap_set(bm->bits, first, count);
     if (k)
         k->ops->bits_set(k, bm, first, count);
@@ -313,6 +332,7 @@ static struct bitmap *replace_row(struct dirty_bitmap *bm, struct bitmap *empty)
 
     assert(bitmap_size(empty) == bitmap_size(old) && bitmap_count(empty) == 0);
     bm->bits = empty;
+    bm->stored = false;
     return old;
 }
 
@@ -360,6 +380,7 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
     vsnprintf(why, sizeof(why), why_fmt, ap);
     va_end(ap);
     bm->inconsistent = xstrdup(why);
+    bm->stored = false;
     tell_changed(bm);
 }
 
@@ -370,6 +391,7 @@ void dirty_bitmap_mend(struct dirty_bitmap *bm, struct bitmap *bits)
     free(MOVE(bm->inconsistent));
     bitmap_free(bm->bits);
     bm->bits = bits;
+    bm->stored = false;
     tell_changed(bm);
 }
 
@@ -415,8 +437,11 @@ static void fill_resized(struct bitmap *new, const struct dirty_bitmap *bm, uint
 void dirty_bitmaps_resized(struct node *n, uint64_t size_before)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
-        struct bitmap *bits = bitmap_new(bits_for(n->size, bm->shift));
+        struct bitmap *bits;
 
+        if (bm->inconsistent)
+            continue;
+        bits = bitmap_new(bits_for(n->size, bm->shift));
         if (!bits) {
             dirty_bitmap_spoil(bm, "no memory when the disk was resized");
             continue;
@@ -424,6 +449,62 @@ void dirty_bitmaps_resized(struct node *n, uint64_t size_before)
         fill_resized(bits, bm, size_before);
         bitmap_free(bm->bits);
         bm->bits = bits;
+        bm->stored = false;
         tell_changed(bm);
     }
+}
+
+/* ---- in the image ------------------------------------------------------------------------- */
+
+bool dirty_bitmap_can_keep(struct node *n, const struct dirty_bitmap_opts *o, struct err *err)
+{
+    if (n->read_only)
+        return err_set(err, -EROFS, "Can't make bitmap '%s' persistent in '%s': it is open "
+                       "read-only", o->name, n->name);
+    if (n->drv->bitmaps)
+        return n->drv->bitmaps->can_store(n, o, err);
+    return n->core->keeper ||
+           err_set(err, -ENOTSUP, "Can't store persistent bitmaps to %s: images of format '%s' "
+                   "have no place for them", n->name, n->drv->name);
+}
+
+static bool is_in_image(const struct dirty_bitmap *bm)
+{
+    return bm->persistent && bm->node->drv->bitmaps && !bm->node->read_only;
+}
+
+bool co_dirty_bitmap_outdate(const struct dirty_bitmap *bm, struct err *err)
+{
+    return !is_in_image(bm) || bm->node->drv->bitmaps->co_outdate(bm->node, bm->name, err);
+}
+
+bool co_dirty_bitmap_unkeep(struct node *n, const char *name, struct err *err)
+{
+    return !n->drv->bitmaps || n->drv->bitmaps->co_remove(n, name, err);
+}
+
+bool co_dirty_bitmaps_store(struct node *n, struct err *err)
+{
+    return !n->drv->bitmaps || n->read_only || list_empty(&n->core->bitmaps) ||
+           n->drv->bitmaps->co_store(n, err);
+}
+
+bool dirty_bitmap_stored(const struct dirty_bitmap *bm)
+{
+    return bm->stored;
+}
+
+void dirty_bitmap_set_stored(struct dirty_bitmap *bm)
+{
+    bm->stored = true;
+}
+
+void co_dirty_bitmaps_close(struct node *n)
+{
+    struct err err;
+
+    if (!co_dirty_bitmaps_store(n, &err))
+        log_error("node '%s' is closed, and not all of its persistent dirty bitmaps could be "
+                  "stored: %s. Those are missing or inconsistent when the image is opened again, "
+                  "and the next backup has to be a full one", n->name, err.text);
 }

@@ -33,16 +33,23 @@ struct dirty_bitmap_opts {
     uint32_t granularity;        /* bytes; 0: dirty_default_granularity */
     bool disabled;               /* does not record */
     bool persistent;             /* stays when the node is closed */
+
+    /* For those who bring back one that was kept. */
+    bool stored;                 /* kept as it is here: see dirty_bitmap_stored. The caller knows
+                                  * that the name is not taken */
+    struct bitmap *bits;         /* what is dirty, taken over on success; NULL: nothing */
+    const char *inconsistent;    /* why it cannot be trusted; NULL: it can. Without .bits */
 };
 
 /* What QEMU takes: the node's cluster size between 4 and 64 KiB, else 64 KiB. */
 uint32_t dirty_default_granularity(struct node *n);
 
-/* A new one, nothing dirty. With the doors shut if it records. NULL with @err: the
- * name is taken or bad, the granularity is no power of two, no memory. */
+/* A new one. With the doors shut if it records. NULL with @err: the name is taken or bad, the
+ * granularity is no power of two, no memory. Whether a persistent one can be kept is
+ * another question (dirty_bitmap_can_keep). */
 struct dirty_bitmap *dirty_bitmap_add(struct node *n, const struct dirty_bitmap_opts *opts,
                                       struct err *err);
-/* Nobody holds it. */
+/* Forget it. Nobody holds it. What is kept of it in an image stays: co_dirty_bitmap_unkeep. */
 void dirty_bitmap_remove(struct dirty_bitmap *bm);
 
 /* NULL: there is none of that name. With @err: "Dirty bitmap 'b0' not found" (QEMU's words). */
@@ -69,9 +76,10 @@ const struct bitmap *dirty_bitmap_bits(const struct dirty_bitmap *bm);
 
 /* ---- use ------------------------------------------------------------------- */
 
-/* Whether it can be used: nobody holds it (unless @busy_ok), and it is not inconsistent
- * (unless @inconsistent_ok). QEMU's words. */
-enum { DIRTY_BUSY_OK = 1, DIRTY_INCONSISTENT_OK = 2 };
+/* Whether it can be used and changed: nobody holds it, it is not inconsistent, and it is not
+ * kept in an image that is open read-only, unless @allow says that this does no harm. QEMU's
+ * words. */
+enum { DIRTY_BUSY_OK = 1, DIRTY_INCONSISTENT_OK = 2, DIRTY_READ_ONLY_OK = 4 };
 MUST_CHECK bool dirty_bitmap_check(const struct dirty_bitmap *bm, unsigned allow, struct err *err);
 
 /* Somebody works with it (a job, an export): nobody else may change it, and the
@@ -115,6 +123,27 @@ void dirty_bitmap_freeze(struct dirty_bitmap *bm, struct bitmap *empty);
  * failure); NULL: none. May be dirty_bitmap_bits itself. Lets go of it, too. Also
  * outside shut doors: it clears nothing that was written since. */
 void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still);
+
+/* ---- keeping them when the node is closed --------------------------------------
+ * A format may keep persistent bitmaps in its images (driver.h, struct bitmap_storage): its
+ * driver brings them back when it opens one, and they are stored before the node is closed. */
+
+/* Whether the node could keep one more like @opts: its image, or a keeper (keeper.h). */
+MUST_CHECK bool dirty_bitmap_can_keep(struct node *n, const struct dirty_bitmap_opts *opts,
+                                      struct err *err);
+/* Before more becomes dirty than writes make it, or it begins to record: what the image keeps of
+ * it is no longer to be trusted, and is said so on the disk. No harm if it comes to nothing. */
+MUST_CHECK bool co_dirty_bitmap_outdate(const struct dirty_bitmap *bm, struct err *err);
+/* The image is to keep no bitmap @name any more. With the doors shut. Success if there is none. */
+MUST_CHECK bool co_dirty_bitmap_unkeep(struct node *n, const char *name, struct err *err);
+/* Store what is persistent and not yet in the image as it is here. Closing does so as well, and
+ * logs a failure. The node is idle. All that can be stored is, also when it returns false. */
+MUST_CHECK bool co_dirty_bitmaps_store(struct node *n, struct err *err);
+
+/* Whether the image has it as it is here: bits, recording or not. For drivers, who set it
+ * when that is true; changes end it. */
+bool dirty_bitmap_stored(const struct dirty_bitmap *bm);
+void dirty_bitmap_set_stored(struct dirty_bitmap *bm);
 
 /* ---- keeping bits where a crash does not reach them (keeper.h) ------------------ */
 

@@ -23,6 +23,20 @@
 
 struct edge;
 struct storage_identity;
+struct dirty_bitmap_opts;
+
+/* How a format keeps dirty bitmaps in its images (dirty.h). Those that it finds when it opens
+ * one it adds to the node at the end of co_open. */
+struct bitmap_storage {
+    /* Whether one more like @o could be stored. Does not suspend. */
+    bool (*can_store)(struct node *n, const struct dirty_bitmap_opts *o, struct err *err);
+    /* On the disk, and flushed: what is stored of the bitmap @name does not count. */
+    bool (*co_outdate)(struct node *n, const char *name, struct err *err);
+    /* Nothing of the name is stored any more. The node is idle. */
+    bool (*co_remove)(struct node *n, const char *name, struct err *err);
+    /* Store the node's persistent bitmaps that are not (dirty_bitmap_stored). It is idle. */
+    bool (*co_store)(struct node *n, struct err *err);
+};
 
 struct driver {
     const char *name;                    /* QAPI's: "file", "raw", "qcow2", ... */
@@ -67,6 +81,8 @@ struct driver {
     /* Protocols: what can be known of the storage as it is now (keeper.h). Leave @ret alone
      * where nothing can. */
     void (*co_identify)(struct node *n, struct storage_identity *ret);
+
+    const struct bitmap_storage *bitmaps;     /* NULL: images have no place for them */
 
     /* Protocols whose user-given name is not simply option "filename": the options
      * (without "driver") that @filename stands for, such as those of an nbd:// URI.

@@ -91,6 +91,8 @@ static void co_close_doomed(struct list *doomed)
 
         assert(n->loop == loop_current());
         assert(list_empty(&core->parents) && !core->disk && list_empty(&core->requests));
+        if (core->opened)
+            co_dirty_bitmaps_close(n);
         if (core->keeper && n->drv->is_protocol)
             core->keeper->ops->co_close(core->keeper);
         if (core->opened && n->drv->co_close)

@@ -109,7 +109,7 @@ def test_bitmaps_that_would_fill_the_memory_are_refused(tmp_path):
         f.write(struct.pack(">Q", 1) * entries)
     before = open(image, "rb").read()
     for size in ("+0", "+1M"):
-        assert "need more than 192 MiB of memory to be kept" in fails("resize", image, size)
+        assert "need more than 96 MiB of memory to be kept" in fails("resize", image, size)
     assert open(image, "rb").read() == before
     assert flags(image) == {"b": {"auto"}}
     qemu_img("check", image)

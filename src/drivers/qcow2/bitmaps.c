@@ -133,6 +133,33 @@ int co_qcow2_bitmaps_mark(struct qcow2 *s, bool all)
     return r;
 }
 
+static int co_mark_one(struct qcow2 *s, const char *name)
+{
+    struct qcow2_bitmap_entry *e = qcow2_bitmap_dir_find(&s->bitmaps, name);
+    int r;
+
+    if (!e || (e->flags & QCOW2_BITMAP_IN_USE))
+        return 0;
+    r = co_qcow2_begin_metadata(s);
+    if (r == 0)
+        r = co_write_flags(s, e, e->flags | QCOW2_BITMAP_IN_USE);
+    if (r == 0)
+        r = co_qcow2_flush_file(s);
+    if (r == 0)
+        qcow2_bitmap_set_flag(&s->bitmaps, e, QCOW2_BITMAP_IN_USE);
+    return r;
+}
+
+int co_qcow2_bitmap_mark(struct qcow2 *s, const char *name)
+{
+    int r;
+
+    co_mutex_lock(&s->bitmaps_lock);
+    r = co_mark_one(s, name);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return r;
+}
+
 int co_qcow2_bitmaps_outdate(struct qcow2 *s)
 {
     int r;
@@ -186,15 +213,36 @@ static int co_load_cluster(struct qcow2 *s, uint64_t v, struct bitmap *bm, uint6
     return r;
 }
 
-static int co_load_bits(struct qcow2 *s, const struct qcow2_bitmap_entry *e, struct bitmap *bm)
+/* The bits that one table entry may touch, and once the sums above them. */
+#define TOUCHED_PAGE 4096ULL
+#define TOUCHED_SUMS (8 * TOUCHED_PAGE)
+
+static bool take_from(uint64_t *budget, uint64_t bytes)
+{
+    bool enough = *budget >= bytes;
+
+    *budget -= MIN(*budget, bytes);
+    return enough;
+}
+
+/* @budget: bytes that may be touched for it; what was is taken off. -E2BIG: not enough. */
+static int co_load_table(struct qcow2 *s, const struct qcow2_bitmap_entry *e, uint64_t *budget,
+                         struct bitmap *bm)
 {
     CLEANUP(free) void *buf = try_alloc_aligned(s->cluster_size);
     CLEANUP(free) uint64_t *table = NULL;
+    uint64_t cost = MAX(s->cluster_size, TOUCHED_PAGE), sums = TOUCHED_SUMS;
     uint32_t n = e->table_entries;
     int r = buf ? co_qcow2_read_bitmap_table(s, e, &table) : -ENOMEM;
 
-    for (uint32_t i = 0; r == 0 && i < n; i++)
+    for (uint32_t i = 0; r == 0 && i < n; i++) {
+        if (!table[i])
+            continue;
+        if (!take_from(budget, cost + sums))
+            return -E2BIG;
+        sums = 0;
         r = co_load_cluster(s, table[i], bm, i * (s->cluster_size * 8), buf);
+    }
     return r;
 }
 
@@ -229,9 +277,9 @@ static const struct qcow2_bitmap_entry *find_loadable(struct qcow2 *s, const cha
 }
 
 /* Under bitmaps_lock. */
-static bool co_load_one(struct node *n, const char *name, struct bitmap **ret, struct err *err)
+static bool co_load_one(struct qcow2 *s, const char *name, uint64_t *budget, struct bitmap **ret,
+                        struct err *err)
 {
-    struct qcow2 *s = n->state;
     const struct qcow2_bitmap_entry *e;
     CLEANUP(bitmap_free) struct bitmap *bm = NULL;
     uint64_t bits;
@@ -241,59 +289,34 @@ static bool co_load_one(struct node *n, const char *name, struct bitmap **ret, s
     if (!e)
         return false;
     bm = bitmap_new(bits);
-    r = bm ? co_load_bits(s, e, bm) : -ENOMEM;
+    r = bm ? co_load_table(s, e, budget, bm) : -ENOMEM;
     if (r == -EILSEQ)
         return err_set(err, -EINVAL, "the image is corrupt: the table of bitmap '%s' has an entry "
                        "that cannot be", name);
+    if (r == -E2BIG)
+        return err_set(err, r, "the image's bitmaps need more than %llu MiB of memory to be kept",
+                       LIMIT_QCOW2_LOADED_BITMAP_BYTES / MiB);
     if (r < 0)
         return err_errno(err, r, "could not read bitmap '%s'", name);
     *ret = MOVE(bm);
     return true;
 }
 
+bool co_qcow2_load_bits(struct qcow2 *s, const char *name, uint64_t *budget, struct bitmap **ret,
+                        struct err *err)
+{
+    bool ok;
+
+    co_mutex_lock(&s->bitmaps_lock);
+    ok = co_load_one(s, name, budget, ret, err);
+    co_mutex_unlock(&s->bitmaps_lock);
+    return ok;
+}
+
 bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret, struct err *err)
 {
-    struct qcow2 *s = n->state;
-    bool ok;
+    uint64_t no_bound = UINT64_MAX;
 
     assert(n->drv == &qcow2_driver);
-    co_mutex_lock(&s->bitmaps_lock);
-    ok = co_load_one(n, name, ret, err);
-    co_mutex_unlock(&s->bitmaps_lock);
-    return ok;
-}
-
-/* Under bitmaps_lock. */
-static bool co_memory(struct node *n, const char *name, uint64_t *ret, struct err *err)
-{
-    const uint64_t page = 4096;
-    struct qcow2 *s = n->state;
-    const struct qcow2_bitmap_entry *e;
-    CLEANUP(free) uint64_t *table = NULL;
-    uint64_t bits, used = 0;
-    int r;
-
-    e = find_loadable(s, name, &bits, err);
-    if (!e)
-        return false;
-    r = co_qcow2_read_bitmap_table(s, e, &table);
-    if (r < 0)
-        return err_errno(err, r, "could not read bitmap '%s'", name);
-    for (uint32_t i = 0; i < e->table_entries; i++)
-        used += table[i] ? MAX((uint64_t)s->cluster_size, page) : 0;
-    /* The bits, and the sums above them. */
-    *ret = MIN(used, align_up(bits / 8, page)) * 33 / 32 + 8 * page;
-    return true;
-}
-
-bool co_qcow2_bitmap_memory(struct node *n, const char *name, uint64_t *ret, struct err *err)
-{
-    struct qcow2 *s = n->state;
-    bool ok;
-
-    assert(n->drv == &qcow2_driver);
-    co_mutex_lock(&s->bitmaps_lock);
-    ok = co_memory(n, name, ret, err);
-    co_mutex_unlock(&s->bitmaps_lock);
-    return ok;
+    return co_qcow2_load_bits(n->state, name, &no_bound, ret, err);
 }

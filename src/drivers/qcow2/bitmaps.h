@@ -40,17 +40,16 @@ json_t *qcow2_bitmaps_list(struct node *n);
 MUST_CHECK bool co_qcow2_bitmap_load(struct node *n, const char *name, struct bitmap **ret,
                                      struct err *err);
 
-/* How much memory these bits take at most when they are loaded, as their table tells. The
- * same are refused. */
-MUST_CHECK bool co_qcow2_bitmap_memory(struct node *n, const char *name, uint64_t *ret,
-                                       struct err *err);
-
 struct qcow2_bitmap_put {
     const char *name;
     uint64_t granularity;        /* bytes, a power of two from 512 to 2 GiB */
     bool enabled;
     const struct bitmap *bits;   /* of the disk's size; NULL: none is set */
 };
+
+/* Whether the image could store this one: its name, granularity and size. */
+MUST_CHECK bool qcow2_bitmap_check_put(struct node *n, const struct qcow2_bitmap_put *put,
+                                       struct err *err);
 
 /* Store all of @v, in place of those of the same names or beside the others, as valid.
  * All at once: a crash leaves the bitmaps as before (in_use then, if the disk was

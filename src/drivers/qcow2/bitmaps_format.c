@@ -77,21 +77,18 @@ static bool check_entry(const struct qcow2_geometry *g, const struct qcow2_bitma
 
 static int by_name(const void *a, const void *b)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    return strcmp((*(struct qcow2_bitmap_entry *const *)a)->name,
+                  (*(struct qcow2_bitmap_entry *const *)b)->name);
 }
 
-static bool check_names(const struct qcow2_bitmap_dir *d, struct err *err)
+static bool sort_names(struct qcow2_bitmap_dir *d, struct err *err)
 {
-    CLEANUP(free) const char **names = calloc(MAX(d->n, 1U), sizeof(*names));
-
-    if (!names)
-        return err_set(err, -ENOMEM, "out of memory for the bitmap directory");
     for (uint32_t i = 0; i < d->n; i++)
-        names[i] = d->v[i].name;
-    qsort(names, d->n, sizeof(*names), by_name);
+        d->by_name[i] = &d->v[i];
+    qsort(d->by_name, d->n, sizeof(struct qcow2_bitmap_entry *), by_name);
     for (uint32_t i = 1; i < d->n; i++) {
-        if (strcmp(names[i - 1], names[i]) == 0)
-            return err_set(err, -EINVAL, "two bitmaps are called '%.64s'", names[i]);
+        if (by_name(&d->by_name[i - 1], &d->by_name[i]) == 0)
+            return err_set(err, -EINVAL, "two bitmaps are called '%.64s'", d->by_name[i]->name);
     }
     return true;
 }
@@ -140,14 +137,15 @@ bool qcow2_bitmap_dir_parse(const struct qcow2_geometry *g, const void *buf, uin
 
     assert(n <= LIMIT_QCOW2_BITMAPS && len <= LIMIT_QCOW2_BITMAP_DIR_BYTES);
     d.v = calloc(MAX(n, 1U), sizeof(*d.v));
+    d.by_name = calloc(MAX(n, 1U), sizeof(struct qcow2_bitmap_entry *));
     d.raw = malloc(MAX(len, 1ULL));
     d.texts = malloc(len + n + 1);       /* names are part of @len */
-    if (!d.v || !d.raw || !d.texts) {
+    if (!d.v || !d.by_name || !d.raw || !d.texts) {
         qcow2_bitmap_dir_done(&d);
         return err_set(err, -ENOMEM, "out of memory for the bitmap directory");
     }
     memcpy(d.raw, buf, len);
-    if (!decode_entries(g, &d, err) || !check_names(&d, err)) {
+    if (!decode_entries(g, &d, err) || !sort_names(&d, err)) {
         qcow2_bitmap_dir_done(&d);
         return false;
     }
@@ -158,6 +156,7 @@ bool qcow2_bitmap_dir_parse(const struct qcow2_geometry *g, const void *buf, uin
 void qcow2_bitmap_dir_done(struct qcow2_bitmap_dir *d)
 {
     free(d->v);
+    free(d->by_name);
     free(d->raw);
     free(d->texts);
     *d = (struct qcow2_bitmap_dir){ 0 };
@@ -166,11 +165,11 @@ void qcow2_bitmap_dir_done(struct qcow2_bitmap_dir *d)
 struct qcow2_bitmap_entry *qcow2_bitmap_dir_find(const struct qcow2_bitmap_dir *d,
                                                  const char *name)
 {
-    for (uint32_t i = 0; i < d->n; i++) {
-        if (strcmp(d->v[i].name, name) == 0)
-            return &d->v[i];
-    }
-    return NULL;
+    const struct qcow2_bitmap_entry wanted = { .name = name }, *key = &wanted;
+    struct qcow2_bitmap_entry **found = d->n ? bsearch(&key, d->by_name, d->n, sizeof(*found),
+                                                       by_name) : NULL;
+
+    return found ? *found : NULL;
 }
 
 void qcow2_bitmap_set_flag(struct qcow2_bitmap_dir *d, struct qcow2_bitmap_entry *e, uint32_t flag)

@@ -33,6 +33,7 @@ struct qcow2_bitmap_entry {
 
 struct qcow2_bitmap_dir {
     struct qcow2_bitmap_entry *v;
+    struct qcow2_bitmap_entry **by_name;
     uint32_t n;
     uint8_t *raw;                        /* the directory */
     uint64_t bytes;

@@ -29,20 +29,30 @@ struct change {
     struct qcow2_metaset meta;
     const struct qcow2_bitmap_put *puts;
     size_t n_puts;
+    const char **names;                  /* of the puts, sorted */
     const char *removed;                 /* NULL: none */
     /* Clusters that were taken for it: given back if it comes to nothing. */
     struct qcow2_runs taken;
 };
 
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
 static bool is_replaced(const struct change *c, const char *name)
 {
     if (c->removed && strcmp(c->removed, name) == 0)
         return true;
-    for (size_t i = 0; i < c->n_puts; i++) {
-        if (strcmp(c->puts[i].name, name) == 0)
-            return true;
-    }
-    return false;
+    return c->n_puts && bsearch(&name, c->names, c->n_puts, sizeof(*c->names), compare_names);
+}
+
+static void sort_puts(struct change *c)
+{
+    c->names = xcalloc(MAX(c->n_puts, (size_t)1), sizeof(*c->names));
+    for (size_t i = 0; i < c->n_puts; i++)
+        c->names[i] = c->puts[i].name;
+    qsort(c->names, c->n_puts, sizeof(*c->names), compare_names);
 }
 
 static void note_taken(struct change *c, uint64_t host, uint32_t n)
@@ -299,15 +309,15 @@ static bool check_node(struct node *n, struct err *err)
     assert(n->drv == &qcow2_driver);
     if (n->read_only)
         return err_set(err, -EROFS, "Node '%s' is read-only", n->name);
-    if (((struct qcow2 *)n->state)->geo.version < 3)
-        return err_set(err, -ENOTSUP, "an image of version 2 cannot store bitmaps");
     return true;
 }
 
-static bool check_put(struct node *n, const struct qcow2_bitmap_put *put, struct err *err)
+bool qcow2_bitmap_check_put(struct node *n, const struct qcow2_bitmap_put *put, struct err *err)
 {
     uint64_t bits;
 
+    if (((struct qcow2 *)n->state)->geo.version < 3)
+        return err_set(err, -ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
     if (!*put->name || strlen(put->name) > QCOW2_BITMAP_NAME_MAX)
         return err_set(err, -EINVAL, "a bitmap that is stored in an image needs a name of at most "
                        "%d bytes", QCOW2_BITMAP_NAME_MAX);
@@ -319,7 +329,7 @@ static bool check_put(struct node *n, const struct qcow2_bitmap_put *put, struct
     /* QEMU opens no image with a table that has no entries, and uses no other for it. */
     if (!n->size)
         return err_set(err, -EINVAL, "a disk without bytes cannot have bitmaps that are stored");
-    bits = div_round_up(n->size, put->granularity);
+    bits = qcow2_bitmap_bits(n->size, (unsigned)__builtin_ctzll(put->granularity));
     if (bits > LIMIT_QCOW2_BITMAP_BYTES * 8)
         return err_set(err, -EFBIG, "bitmap '%s' is too large to be stored: use a larger "
                        "granularity", put->name);
@@ -335,7 +345,7 @@ static bool co_change_alone(struct node *n, struct change *c, struct err *err)
     bool ok;
 
     for (size_t i = 0; i < c->n_puts; i++) {
-        if (!check_put(n, &c->puts[i], err))
+        if (!qcow2_bitmap_check_put(n, &c->puts[i], err))
             return false;
     }
     if (c->removed && !qcow2_bitmap_dir_find(&c->s->bitmaps, c->removed))
@@ -343,7 +353,9 @@ static bool co_change_alone(struct node *n, struct change *c, struct err *err)
     r = co_qcow2_begin_metadata(c->s);
     if (r < 0)
         return err_errno(err, r, "could not write to the image");
+    sort_puts(c);
     ok = co_apply(c, err);
+    free(c->names);
     qcow2_bitmap_dir_done(&c->parsed);
     qcow2_metaset_done(&c->meta);
     free(c->dir);

@@ -314,8 +314,11 @@ static bool co_qcow2_open(struct node *n, const void *opts, struct err *err)
         !co_node_open_child(n, "file", &o->file, perms, EDGE_READ, err))
         return false;
     init_state(s, n, o);
-    if (co_open_image(s, o, err))
+    if (co_open_image(s, o, err)) {
+        if (!o->has_snapshot)
+            co_qcow2_bring_back_bitmaps(s);
         return true;
+    }
     free_state(s);
 
     CLEANUP(free) struct node_info *info = xnew(struct node_info);
@@ -432,5 +435,6 @@ const struct driver qcow2_driver = {
     .co_resize = co_qcow2_resize,
     .get_info = qcow2_get_info,
     .format_info = qcow2_format_info,
+    .bitmaps = &qcow2_bitmap_storage,
     .co_detach = co_qcow2_detach,
 };

@@ -241,6 +241,12 @@ MUST_CHECK bool co_qcow2_load_bitmaps(struct qcow2 *s, struct err *err);
  * check. -ENOMEM. The caller gives *ret up in any case. */
 MUST_CHECK int qcow2_guard_bitmaps(const struct qcow2 *s, const struct qcow2_bitmap_dir *d,
                                    uint64_t dir_off, struct qcow2_metaset *ret);
+/* The bits of the bitmap @name, as co_qcow2_bitmap_load; the memory that they touch is taken from
+ * @budget, bytes, or they are refused. */
+MUST_CHECK bool co_qcow2_load_bits(struct qcow2 *s, const char *name, uint64_t *budget,
+                                   struct bitmap **ret, struct err *err);
+/* Mark the bitmap @name in_use on the disk, and flush that. Success if there is none. */
+MUST_CHECK int co_qcow2_bitmap_mark(struct qcow2 *s, const char *name);
 /* Mark bitmaps in_use on the disk: those that are enabled, or all. Not flushed. Under
  * bitmaps_lock. */
 MUST_CHECK int co_qcow2_bitmaps_mark(struct qcow2 *s, bool all);
@@ -251,6 +257,12 @@ MUST_CHECK int co_qcow2_bitmaps_outdate(struct qcow2 *s);
 MUST_CHECK int co_qcow2_drop_stale_bitmaps(struct qcow2 *s);
 MUST_CHECK int co_qcow2_read_bitmap_table(struct qcow2 *s, const struct qcow2_bitmap_entry *e,
                                           uint64_t **ret);
+
+/* ---- bitmaps_node.c ------------------------------------------------------- */
+
+extern const struct bitmap_storage qcow2_bitmap_storage;
+/* Make dirty bitmaps of the node of those that the image keeps. At the end of opening. */
+void co_qcow2_bring_back_bitmaps(struct qcow2 *s);
 
 /* ---- open.c -------------------------------------------------------------- */
 

@@ -10,6 +10,7 @@
  */
 #include "base/limits.h"
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "drivers/drivers.h"
 #include "drivers/qcow2/retree.h"
 #include "drivers/qcow2/snapshot.h"
@@ -180,6 +181,15 @@ bool co_qcow2_snapshot_delete(struct node *n, const char *which, struct err *err
 
 /* ---- apply --------------------------------------------------------------- */
 
+/* What the disk has become nobody has written. */
+static void spoil_bitmaps(struct node *n, bool resized)
+{
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        if (dirty_bitmap_enabled(bm) || resized)
+            dirty_bitmap_spoil(bm, "the disk was set back to a snapshot");
+    }
+}
+
 bool co_qcow2_snapshot_apply(struct node *n, const char *which, struct err *err)
 {
     struct qcow2 *s = n->state;
@@ -189,7 +199,7 @@ bool co_qcow2_snapshot_apply(struct node *n, const char *which, struct err *err)
         return false;
 
     const struct qcow2_snapshot *sn = &s->snapshots.v[i];
-    uint64_t size = sn->disk_size ? sn->disk_size : s->header.size;
+    uint64_t size = sn->disk_size ? sn->disk_size : s->header.size, size_before = n->size;
     struct qcow2_retree t = { .size = size, .l1_entries = l1_entries_for(s, size) };
     CLEANUP(free) uint64_t *old = copy_l1(s, MAX(s->l1.n, 1U));
     CLEANUP(free) uint64_t *l1 = NULL, *all = NULL;
@@ -221,5 +231,8 @@ bool co_qcow2_snapshot_apply(struct node *n, const char *which, struct err *err)
         co_qcow2_retree_abort(&t);
         return false;
     }
-    return co_qcow2_retree_commit(&t, err);
+    if (!co_qcow2_retree_commit(&t, err))
+        return false;
+    spoil_bitmaps(n, size != size_before);
+    return true;
 }

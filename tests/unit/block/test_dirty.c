@@ -62,7 +62,7 @@ static void added_body(void)
     assert_int_equal(dirty_bitmap_granularity(a), 64 * KiB);
     add_fails(n, "a", 0, "already exists: a");
     add_fails(n, "", 0, "empty");
-    add_fails(n, long_name, 0, "longer");
+    add_fails(n, long_name, 0, "too long");
     add_fails(n, "c", 256, "power of 2");
     add_fails(n, "c", 3 * 512, "power of 2");
     assert_ptr_equal(dirty_bitmap_find(n, "b", &err), b);

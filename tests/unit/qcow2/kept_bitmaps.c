@@ -79,7 +79,7 @@ void kept_follow(struct kept *k, const struct model *m, bool peer)
     for (unsigned i = 0; i < k->n; i++) {
         struct kept_bitmap *b = &k->v[i];
 
-        if (!b->enabled || b->in_use == peer)
+        if (!b->enabled || (peer ? b->in_use : !b->in_use && !b->followed))
             continue;
         b->loose |= peer;
         for (uint64_t at = 0; at < m->size; at += 512) {
@@ -95,14 +95,28 @@ void kept_resize(struct kept *k, const struct model *m, bool peer)
         struct kept_bitmap *b = &k->v[i];
         struct bitmap *old = b->bits;
 
+        uint64_t least = div_round_up(peer ? m->size : MIN(m->smallest, m->size), b->granularity);
+
         b->loose |= peer;
         b->bits = bitmap_new(div_round_up(m->size, b->granularity));
-        for (uint64_t j = 0; j < MIN(bitmap_size(old), bitmap_size(b->bits)); j++) {
+        for (uint64_t j = 0; j < MIN(bitmap_size(old), least); j++) {
             if (bitmap_test(old, j))
                 bitmap_set_bit(b->bits, j);
         }
         bitmap_free(old);
     }
+}
+
+void kept_begin(struct kept *k, bool followed)
+{
+    for (unsigned i = 0; i < k->n; i++)
+        k->v[i].followed = followed && !k->v[i].in_use;
+}
+
+void kept_end(struct kept *k)
+{
+    for (unsigned i = 0; i < k->n; i++)
+        k->v[i].in_use &= !k->v[i].followed;
 }
 
 /* ---- the open image ------------------------------------------------------- */

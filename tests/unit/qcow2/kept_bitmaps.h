@@ -2,8 +2,8 @@
  *
  * The bitmaps that an image of the model stores, with a shadow of each: the flags that
  * it must have and the bits that must be set in it. Whoever writes to the disk has the
- * shadow follow (touched in struct model): a session here, which owns the bitmaps and
- * stores them, or QEMU in its turns.
+ * shadow follow (touched in struct model): a session here, in which the node follows them, or
+ * which owns them and stores them itself; or QEMU in its turns.
  */
 #ifndef TESTS_QCOW2_KEPT_BITMAPS_H
 #define TESTS_QCOW2_KEPT_BITMAPS_H
@@ -17,6 +17,7 @@ struct kept_bitmap {
     char name[16];
     uint64_t granularity;
     bool enabled, in_use;
+    bool followed;               /* by the node, in this session */
     bool loose;                  /* QEMU may have set more than these: */
     struct bitmap *bits;
 };
@@ -33,8 +34,13 @@ bool kept_any_in_use(const struct kept *k);
 /* What was touched of the model's disk is set in those that see writes: our session's
  * are marked, @peer: those that QEMU had loaded are not, and it may have set more. */
 void kept_follow(struct kept *k, const struct model *m, bool peer);
-/* The disk has the model's size now. */
+/* The disk has the model's size now, and had its smallest meanwhile. */
 void kept_resize(struct kept *k, const struct model *m, bool peer);
+
+/* A session begins, in which the node may follow those that are valid; it ends, and those are
+ * stored. */
+void kept_begin(struct kept *k, bool followed);
+void kept_end(struct kept *k);
 
 /* The open node has these bitmaps and no others, with these bits. */
 void co_kept_expect(struct kept *k, struct node *n);

@@ -150,10 +150,10 @@ static void co_resize(void)
     if (!co_node_resize(m->node, size, &err) && !m->may_fail)
         fail_msg("%s: resizing to %" PRIu64 ": %s", m->shape->name, size, err.text);
     m->size = m->node->size;
-    if (size < old) {
+    if (size < old)
         memset(m->shadow + size, 0, old - size);
-        touch(size, old - size);
-    }
+    touch(MIN(size, old), MAX(size, old) - MIN(size, old));
+    m->smallest = MIN(m->smallest, m->size);
     m->resized = true;
     m->resizing = false;
     unlock(&b);
@@ -190,7 +190,8 @@ static void co_discard(uint64_t off, uint64_t len)
     if (m->shape->version == 2)
         from = MAX(from, align_up(m->shape->backing_size, cluster));
     check(co_node_discard(m->node, off, len));
-    touch(off, len);
+    if (m->node->discard_unmap)
+        touch(off, len);
     if (!unmap || from >= to)
         return;
     first = from;

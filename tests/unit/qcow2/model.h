@@ -51,6 +51,7 @@ struct model {
     struct waitq freed;
     bool resizing;               /* an operation does */
     bool resized;                /* one did, since the test cleared it */
+    uint64_t smallest;           /* bytes that the disk had at least, since the test set it */
     bool lenient;                /* parts of clusters need not read as zero after discards */
     bool may_fail;               /* operations may; the shadow does not count then */
     int failure;                 /* of the first that did */

@@ -3,6 +3,7 @@
  * What qcow2_test.h declares.
  */
 #include "qcow2_test.h"
+#include "block/dirty.h"
 #include "drivers/qcow2/check.h"
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -125,4 +126,20 @@ struct node *co_open_image(const char *name, const char *more)
 {
     return co_test_open("{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': '%s'}%s}",
                         work_path(name), more);
+}
+
+void forget_bitmaps(struct node *n)
+{
+    struct dirty_bitmap *bm;
+
+    while ((bm = dirty_bitmap_next(n, NULL)))
+        dirty_bitmap_remove(bm);
+}
+
+struct node *co_open_unfollowed(const char *name, const char *more)
+{
+    struct node *n = co_open_image(name, more);
+
+    forget_bitmaps(n);
+    return n;
 }

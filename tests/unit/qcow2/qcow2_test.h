@@ -36,5 +36,9 @@ void co_make_image(const char *name, const struct qcow2_create_opts *o);
 /* Open the image @name of work_dir() over driver file; @more is further options of
  * the qcow2 node, beginning with a comma, or "". */
 struct node *co_open_image(const char *name, const char *more);
+/* The node does not follow the bitmaps that its image stores: the test owns them. */
+void forget_bitmaps(struct node *n);
+/* The same from the start. */
+struct node *co_open_unfollowed(const char *name, const char *more);
 
 #endif

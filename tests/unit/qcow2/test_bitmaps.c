@@ -124,7 +124,7 @@ CO_TEST(what_we_store_is_read_by_qemu)
         alarm(60);
         bitmap_set(full, 0, bitmap_size(full));
         co_make_image("b.qcow2", &shapes[i]);
-        n = co_open_image("b.qcow2", "");
+        n = co_open_unfollowed("b.qcow2", "");
         co_fill(n, 0, MiB, 1);
         co_store(n, (struct qcow2_bitmap_put[]){
             { "a", 512, true, a }, { "b", 65536, false, b }, { "full", 512, true, full },
@@ -138,7 +138,7 @@ CO_TEST(what_we_store_is_read_by_qemu)
         must_run("qemu-img bitmap --clear b.qcow2 a && "
                  "qemu-io -f qcow2 -c 'write 3M 100k' b.qcow2");
         co_expect_as_qemu("b.qcow2", "a", 512);
-        n = co_open_image("b.qcow2", "");
+        n = co_open_unfollowed("b.qcow2", "");
         co_store(n, (struct qcow2_bitmap_put[]){ { "b", 512, true, a } }, 1);
         assert_true(co_qcow2_bitmap_remove(n, "full", NULL));
         assert_true(co_qcow2_bitmap_remove(n, "a", NULL));
@@ -146,7 +146,7 @@ CO_TEST(what_we_store_is_read_by_qemu)
         co_node_unref(n);
         expect_clean("b.qcow2", false);
         co_expect_as_qemu("b.qcow2", "b", 512);
-        n = co_open_image("b.qcow2", "");
+        n = co_open_unfollowed("b.qcow2", "");
         assert_int_equal(qcow2_bitmaps_count(n), 2);
         assert_true(co_qcow2_bitmap_remove(n, "b", NULL));
         assert_true(co_qcow2_bitmap_remove(n, "empty", NULL));
@@ -171,15 +171,15 @@ CO_TEST(a_bitmap_that_missed_a_write_is_in_use)
     struct node *n;
 
     qemu_make("cluster_size=64k");
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     assert_int_equal(qcow2_bitmaps_count(n), 3);
     co_node_unref(n);                    /* nothing was written */
     expect_flags("b64", "auto");
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     assert_true(co_qcow2_bitmap_remove(n, "b512", NULL));
     co_node_unref(n);                    /* nor was the disk now */
     expect_flags("b64", "auto");
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     co_fill(n, 0, 512, 1);
     expect_flags("b64", "in-use,auto");  /* at once */
     expect_flags("off", "");
@@ -187,13 +187,13 @@ CO_TEST(a_bitmap_that_missed_a_write_is_in_use)
     co_node_unref(n);
     expect_clean("b.qcow2", false);
     must_run("! qemu-img bitmap --enable b.qcow2 b64");
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     co_store(n, (struct qcow2_bitmap_put[]){ { "b64", 65536, true, NULL } }, 1);
     expect_flags("b64", "auto");
     co_fill(n, MiB, 512, 1);             /* the node goes on: so does the mark */
     expect_flags("b64", "in-use,auto");
     co_node_unref(n);
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     assert_true(co_node_resize(n, SIZE + MiB, NULL));
     co_node_unref(n);
     expect_flags("off", "in-use");       /* not of the disk's size any more */
@@ -210,7 +210,7 @@ CO_TEST(snapshots_leave_bitmaps_alone_unless_the_disk_changes)
     n = co_open_image("b.qcow2", ", 'read-only': true, 'snapshot': 's'");
     co_node_unref(n);
     expect_flags("b64", "auto");
-    n = co_open_image("b.qcow2", "");
+    n = co_open_unfollowed("b.qcow2", "");
     co_fill(n, 0, MiB, 1);
     co_node_unref(n);
     expect_flags("b64", "in-use,auto");
@@ -454,6 +454,7 @@ static void co_run_cuts(enum layout layout)
     n = co_test_open("{'driver': 'qcow2', 'file': {'driver': 'fault', 'record': '%s', 'file': "
                      "{'driver': 'file', 'filename': '%s'}}}", work_path("record"),
                      work_path("b.qcow2"));
+    forget_bitmaps(n);
     for (int k = 0; k < STATES; k++) {
         written[k] = co_count_records();
         co_fill(n, (uint64_t)k * PHASE_STEP, PHASE_BYTES, (unsigned char)(k + 2));
@@ -513,6 +514,7 @@ static int co_failing(struct nth_failure *nf, void *arg)
     fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'file': {'driver': 'file', "
                          "'filename': '%s'}}", work_path("b.qcow2"));
     n = co_test_open("{'driver': 'qcow2', 'file': 'fault'}");
+    forget_bitmaps(n);
     nth_failure_arm(nf, fault);
     co_enter_state(n, &f->st[2], &err, &ok);
     nth_failure_disarm(nf, fault);
@@ -535,7 +537,7 @@ CO_TEST(a_failing_write_leaves_old_bitmaps_or_new_ones)
 
         make_states(f.st);
         co_prepare((enum layout)layout);
-        n = co_open_image("b.qcow2", "");
+        n = co_open_unfollowed("b.qcow2", "");
         co_enter_state(n, &f.st[1], NULL, &ok);
         assert_true(ok);
         co_node_unref(n);

@@ -219,14 +219,14 @@ CO_TEST(bitmaps_become_inconsistent_with_the_first_write_only)
 
     make_source();
     must_run("qemu-img convert -f raw -O qcow2 src.raw p.qcow2 && qemu-img bitmap --add p.qcow2 b");
-    n = co_open_image("p.qcow2", "");
+    n = co_open_unfollowed("p.qcow2", "");
     co_expect_shadow(n, SIZE);
     assert_int_equal(co_node_flush(n), 0);
     co_node_unref(n);
     expect_clean("p.qcow2", false);
     must_run("qemu-img info p.qcow2");
     assert_null(strstr(run_output(), "in-use"));
-    n = co_open_image("p.qcow2", "");
+    n = co_open_unfollowed("p.qcow2", "");
     co_overwrite(n, 0, 512, 1);
     co_node_unref(n);
     expect_clean("p.qcow2", false);

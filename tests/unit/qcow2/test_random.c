@@ -37,6 +37,7 @@ struct life {
     char images[LAYERS][32];
     struct kept kept[LAYERS];    /* what each stores */
     unsigned layers;
+    bool followed;               /* the open node follows the bitmaps */
     bool packed;                 /* the newest layer may have compressed clusters */
     struct snapshot snapshots[SNAPSHOTS];
     unsigned n_snapshots, snapshots_ever;
@@ -200,6 +201,7 @@ static void co_go_back(struct life *l, struct snapshot *s)
     memset(l->m.shadow, 0, l->shape.shape.room);
     memcpy(l->m.shadow, s->shadow, s->size);
     l->m.size = s->size;
+    l->m.smallest = l->m.size;
     kept_resize(k, &l->m, false);
 }
 
@@ -336,12 +338,13 @@ static void co_work(struct life *l)
 
     memset(m->touched, 0, div_round_up(room, 512));
     m->resized = false;
+    m->smallest = m->size;
     co_model_work(m, 1 + (unsigned)below(l, m->shape->ops));
     co_model_compare(m, "before closing");
     kept_resize(kept_now(l), m, false);
     co_kept_expect_marks(kept_now(l), m->node, memcmp(before, m->shadow, room) != 0, m->resized);
     kept_follow(kept_now(l), m, false);
-    if (m->shape->version == 3 && below(l, 2)) {
+    if (m->shape->version == 3 && !l->followed && below(l, 2)) {
         tell("bitmaps are stored");
         co_kept_store(kept_now(l), m);
     }
@@ -374,14 +377,20 @@ static void co_session(struct life *l, bool last)
     l->shape.shape.compress = !below(l, 3) && !l->shape.shape.data_file;
     l->packed |= l->shape.shape.compress;
     m->lenient = m->shape->resize || l->packed;
-    tell("opened with%s%s%s", m->shape->options, m->shape->resize ? ", to be resized" : "",
+    l->followed = below(l, 2);
+    tell("opened with%s%s%s%s", m->shape->options, l->followed ? ", bitmaps followed" : "",
+         m->shape->resize ? ", to be resized" : "",
          m->shape->compress ? ", compressed writes too" : "");
     m->node = co_open_image(m->image, m->shape->options);
+    if (!l->followed)
+        forget_bitmaps(m->node);
+    kept_begin(kept_now(l), l->followed);
     co_model_compare(m, "after opening");
     co_kept_expect(kept_now(l), m->node);
     for (unsigned n = 1 + !below(l, 3); n; n--)
         co_work(l);
     co_node_unref(m->node);
+    kept_end(kept_now(l));
     co_judge(l, last || below(l, 2));
 }
 

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Goal: bitmaps that an image stores are dirty bitmaps of its node while it is open, and
+ * QEMU goes on with them afterwards; what cannot be trusted never looks valid; hostile
+ * images do not take memory by them.
+ * Method: images of QEMU's, opened, written and closed here; QEMU says what they have then.
+ */
+#include "base/bytes.h"
+#include "block/dirty.h"
+#include "drivers/qcow2/bitmaps.h"
+#include "drivers/qcow2/qcow2.h"
+#include "drivers/qcow2/snapshot.h"
+#include "drivers/fault.h"
+#include "kept_bitmaps.h"
+
+#define SIZE (8 * MiB + 512)
+
+static void qemu_make(void)
+{
+    must_run("rm -f b.qcow2 b.qcow2.bitmaps && qemu-img create -q -f qcow2 b.qcow2 %llu && "
+             "qemu-img bitmap --add -g 64k b.qcow2 b64 && "
+             "qemu-img bitmap --add -g 512 b.qcow2 b512 && "
+             "qemu-img bitmap --add -g 4k --disable b.qcow2 off && "
+             "qemu-io -f qcow2 -c 'write 1M 64k' b.qcow2", SIZE);
+}
+
+static struct dirty_bitmap *find(struct node *n, const char *name)
+{
+    struct err err = ERR_INIT;
+    struct dirty_bitmap *bm = dirty_bitmap_find(n, name, &err);
+
+    if (!bm)
+        fail_msg("%s", err.text);
+    return bm;
+}
+
+static struct dirty_bitmap *add(struct node *n, const char *name, uint32_t granularity)
+{
+    struct err err = ERR_INIT;
+    struct dirty_bitmap *bm = dirty_bitmap_add(n, &(struct dirty_bitmap_opts){
+        .name = name, .granularity = granularity, .persistent = true }, &err);
+
+    if (!bm)
+        fail_msg("%s", err.text);
+    return bm;
+}
+
+static void add_fails(struct node *n, const char *name, uint32_t granularity, const char *words)
+{
+    struct err err = ERR_INIT;
+
+    const struct dirty_bitmap_opts o = { .name = name, .granularity = granularity,
+                                         .persistent = true };
+
+    assert_false(dirty_bitmap_can_keep(n, &o, &err));
+    if (!strstr(err.text, words))
+        fail_msg("'%s' does not say '%s'", err.text, words);
+}
+
+/* What QEMU says of it: its flags and how many bits are set. */
+static void expect(const char *name, const char *flags, uint64_t granularity, uint64_t count)
+{
+    must_run("qemu-img info -U --output=json b.qcow2 | python3 -c 'import json, sys; "
+             "print([\",\".join(b[\"flags\"]) for b in json.load(sys.stdin)[\"format-specific\"]"
+             "[\"data\"].get(\"bitmaps\", []) if b[\"name\"] == \"%s\"])'", name);
+    if (!strstr(run_output(), flags ? test_text("['%s']", flags) : "[]"))
+        fail_msg("%s: %s", name, run_output());
+    if (!flags || strstr(flags, "in-use"))
+        return;
+
+    struct node *n = co_open_image("b.qcow2", ", 'read-only': true");
+    CLEANUP(bitmap_free) struct bitmap *theirs = qemu_bits("b.qcow2", name, granularity,
+                                                           node_size(n));
+
+    assert_true(same_bits(theirs, dirty_bitmap_bits(find(n, name))));
+    assert_int_equal(bitmap_count(theirs), count);
+    co_node_unref(n);
+}
+
+CO_TEST(bitmaps_of_qemu_are_followed)
+{
+    struct node *n;
+    struct dirty_bitmap *bm;
+
+    qemu_make();
+    n = co_open_image("b.qcow2", "");
+    assert_int_equal(dirty_bitmap_count(find(n, "b64")), 64 * KiB);
+    assert_int_equal(dirty_bitmap_granularity(find(n, "b512")), 512);
+    assert_true(dirty_bitmap_enabled(find(n, "b512")));
+    assert_true(dirty_bitmap_persistent(find(n, "b512")));
+    assert_false(dirty_bitmap_enabled(find(n, "off")));
+    co_fill(n, 3 * MiB, 1000, 1);
+    co_fill(n, SIZE - 1, 1, 1);
+    expect("b64", "in-use,auto", 0, 0);
+    co_node_unref(n);
+    expect_clean("b.qcow2", false);
+    expect("b64", "auto", 65536, 3);
+    expect("b512", "auto", 512, 128 + 2 + 1);
+    expect("off", "", 4096, 0);
+
+    /* QEMU goes on, and we again; one is cleared, one made, one removed. */
+    must_run("qemu-io -f qcow2 -c 'write 4M 64k' b.qcow2");
+    n = co_open_image("b.qcow2", "");
+    bm = find(n, "b512");
+    assert_int_equal(dirty_bitmap_count(bm), 128 * 512 + 131 * 512);
+    bitmap_free(dirty_bitmap_clear(bm, dirty_bitmap_new_row(bm, NULL)));
+    add(n, "new", 1u << 31);
+    assert_true(co_dirty_bitmap_unkeep(n, "off", NULL));
+    assert_true(co_dirty_bitmap_unkeep(n, "off", NULL));
+    dirty_bitmap_remove(find(n, "off"));
+    co_fill(n, 0, 1, 1);
+    co_node_unref(n);
+    expect_clean("b.qcow2", false);
+    expect("b64", "auto", 65536, 5);
+    expect("b512", "auto", 512, 1);
+    expect("new", "auto", 1ULL << 31, 1);
+    expect("off", NULL, 0, 0);
+    must_run("qemu-img bitmap --add -g 512 b.qcow2 sum && qemu-img bitmap --merge new "
+             "--merge b512 --disable b.qcow2 sum");
+}
+
+/* Nothing is written to an image for bitmaps that are in it as they are. */
+CO_TEST(what_is_stored_is_not_stored_again)
+{
+    struct node *n;
+
+    qemu_make();
+    must_run("cp b.qcow2 as_it_was");
+    n = co_open_image("b.qcow2", "");
+    co_expect(n, 0, MiB, 0);
+    co_node_unref(n);
+    n = co_open_image("b.qcow2", ", 'read-only': true");
+    assert_int_equal(dirty_bitmap_count(find(n, "b64")), 64 * KiB);
+    add_fails(n, "x", 0, "read-only");
+    assert_false(dirty_bitmap_check(find(n, "b64"), 0, NULL));
+    co_node_unref(n);
+    must_run("cmp b.qcow2 as_it_was");
+}
+
+/* Changes by command are on the disk, or known to be missing there, after a crash. */
+CO_TEST(a_crash_leaves_no_bitmap_that_lacks_something)
+{
+    struct node *n;
+    struct dirty_bitmap *off;
+
+    qemu_make();
+    n = co_open_image("b.qcow2", "");
+    off = find(n, "off");
+    assert_true(co_dirty_bitmap_outdate(off, NULL));
+    expect("off", "in-use", 0, 0);
+    dirty_bitmap_merge(off, find(n, "b64"));
+    dirty_bitmap_enable(off);
+    co_fill(n, 0, 1, 1);
+    co_node_unref(n);
+    expect("off", "auto", 4096, 17);
+    expect_clean("b.qcow2", false);
+
+    /* One that missed something is not valid again. */
+    n = co_open_image("b.qcow2", "");
+    dirty_bitmap_spoil(find(n, "off"), "of a test");
+    co_node_unref(n);
+    expect("off", "in-use,auto", 0, 0);
+    n = co_open_image("b.qcow2", "");
+    assert_non_null(strstr(dirty_bitmap_inconsistent(find(n, "off")), "was not stored"));
+    assert_false(dirty_bitmap_check(find(n, "off"), 0, NULL));
+    co_fill(n, 0, MiB, 1);
+    assert_true(co_node_resize(n, SIZE + 512, NULL));
+    co_node_unref(n);
+    expect("off", "in-use,auto", 0, 0);
+    expect("b64", "auto", 65536, 17 + 1);       /* 1M itself was dirty, the end is now */
+    n = co_open_image("b.qcow2", "");
+    assert_true(co_dirty_bitmap_unkeep(n, "off", NULL));
+    dirty_bitmap_remove(find(n, "off"));
+    co_node_unref(n);
+    expect("off", NULL, 0, 0);
+    expect_clean("b.qcow2", false);
+}
+
+CO_TEST(a_snapshot_that_is_gone_back_to_spoils_them)
+{
+    struct node *n;
+
+    qemu_make();
+    must_run("qemu-img snapshot -c s b.qcow2");
+    n = co_open_image("b.qcow2", ", 'read-only': true, 'snapshot': 's'");
+    assert_null(dirty_bitmap_next(n, NULL));
+    co_node_unref(n);
+    n = co_open_image("b.qcow2", "");
+    co_fill(n, 0, MiB, 1);
+    assert_true(co_qcow2_snapshot_apply(n, "s", NULL));
+    co_fill(n, 0, 512, 1);
+    co_node_unref(n);
+    expect("b64", "in-use,auto", 0, 0);
+    expect("off", "", 4096, 0);
+    expect_clean("b.qcow2", false);
+}
+
+CO_TEST(what_cannot_be_kept_is_refused)
+{
+    static char name[QCOW2_BITMAP_NAME_MAX + 2];
+    struct node *n;
+
+    must_run("qemu-img create -q -f qcow2 -o compat=0.10 v2.qcow2 1M && "
+             "qemu-img create -q -f qcow2 -o cluster_size=2M large.qcow2 1P");
+    n = co_open_image("v2.qcow2", "");
+    add_fails(n, "x", 0, "in qcow2 v2 files");
+    co_node_unref(n);
+    n = co_open_image("large.qcow2", "");
+    add_fails(n, "x", 64 * KiB, "larger granularity");
+    memset(name, 'n', QCOW2_BITMAP_NAME_MAX + 1);
+    add_fails(n, name, 1 * MiB, "name");
+    name[QCOW2_BITMAP_NAME_MAX] = 0;
+    add(n, name, 2 * MiB);
+    add_fails(n, name, 2 * MiB, "already exists");
+    co_fill(n, (1ULL << 50) - 1, 1, 1);
+    co_node_unref(n);
+    n = co_open_image("large.qcow2", "");
+    assert_int_equal(dirty_bitmap_count(find(n, name)), 2 * MiB);
+    co_node_unref(n);
+    n = co_test_open("{'driver': 'file', 'filename': '%s'}", work_path("v2.qcow2"));
+    add_fails(n, "x", 0, "Can't store persistent bitmaps");
+    co_node_unref(n);
+}
+
+/* Full disks and broken ones: nothing valid that lacks something, and what is lost is said. */
+CO_TEST(a_failing_store_is_told)
+{
+    struct node *fault, *n;
+    struct err err = ERR_INIT;
+
+    qemu_make();
+    fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'file': {'driver': 'file', "
+                         "'filename': '%s'}}", work_path("b.qcow2"));
+    n = co_test_open("{'driver': 'qcow2', 'file': 'fault'}");
+    co_fill(n, 0, 1, 1);
+    assert_int_equal(co_node_flush(n), 0);
+    fault_add_rule(fault, &(struct fault_rule){ .op = FAULT_WRITE, .error = -ENOSPC });
+    assert_false(co_dirty_bitmaps_store(n, &err));
+    assert_non_null(strstr(err.text, "No space left"));
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect_clean("b.qcow2", true);
+    expect("b64", "in-use,auto", 0, 0);
+    expect("off", "", 4096, 0);
+}
+
+/* ---- images from strangers -------------------------------------------------------- */
+
+static uint64_t resident(void)
+{
+    unsigned long long total, pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%llu %llu", &total, &pages), 2);
+    fclose(f);
+    return pages * 4096;
+}
+
+/* A directory of many bitmaps that share one table, whose bits are all ones. */
+CO_TEST(bitmaps_of_a_stranger_take_no_memory)
+{
+    enum { MANY = 300 };
+    CLEANUP(free) uint8_t *table = xzalloc(64 * KiB), *dir = xzalloc(64 * KiB);
+    uint64_t size = 64 * TiB, before, at = 0, loaded = 0;
+    uint8_t ext[8 + 24] = { 0 };
+    struct node *n;
+
+    must_run("qemu-img create -q -f qcow2 h.qcow2 64T && truncate -s 40M h.qcow2");
+    for (unsigned i = 0; i < 2048; i++)
+        store_be64(table + 8ULL * i, 1);
+    file_write(work_path("h.qcow2"), 32 * MiB, table, 64 * KiB);
+    for (unsigned i = 0; i < MANY; i++) {
+        struct qcow2_bitmap_entry e = {
+            .name = test_text("b%u", i), .table_off = 32 * MiB, .table_entries = 1024,
+            .flags = QCOW2_BITMAP_AUTO, .granularity_bits = 17,
+        };
+
+        qcow2_bitmap_entry_encode(&e, dir + at);
+        at += qcow2_bitmap_entry_bytes(e.name);
+    }
+    file_write(work_path("h.qcow2"), 33 * MiB, dir, at);
+    store_be32(ext, QCOW2_EXT_BITMAPS);
+    store_be32(ext + 4, 24);
+    store_be32(ext + 8, MANY);
+    store_be64(ext + 16, at);
+    store_be64(ext + 24, 33 * MiB);
+    file_write(work_path("h.qcow2"), 112, ext, sizeof(ext));
+    file_write(work_path("h.qcow2"), 112 + sizeof(ext), "\0\0\0\0\0\0\0", 8);
+    store_be64(ext, QCOW2_AUTOCLEAR_BITMAPS);
+    file_write(work_path("h.qcow2"), 88, ext, 8);
+
+    before = resident();
+    n = co_open_image("h.qcow2", "");
+    assert_int_equal(qcow2_bitmaps_count(n), MANY);
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        if (dirty_bitmap_inconsistent(bm))
+            assert_non_null(strstr(dirty_bitmap_inconsistent(bm), "memory"));
+        else
+            assert_int_equal(dirty_bitmap_count(bm), size);
+        loaded += !dirty_bitmap_inconsistent(bm);
+    }
+    assert_int_equal(loaded, 1);
+    assert_true(resident() - before < 512 * MiB);
+    co_node_unref(n);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bitmaps_of_qemu_are_followed),
+        cmocka_unit_test(what_is_stored_is_not_stored_again),
+        cmocka_unit_test(a_crash_leaves_no_bitmap_that_lacks_something),
+        cmocka_unit_test(a_snapshot_that_is_gone_back_to_spoils_them),
+        cmocka_unit_test(what_cannot_be_kept_is_refused),
+        cmocka_unit_test(a_failing_store_is_told),
+        cmocka_unit_test(bitmaps_of_a_stranger_take_no_memory),
+    };
+
+    work_in_memory(true);
+    return drivers_test_main(argc, argv, "qcow2 bitmaps followed", tests, ARRAY_SIZE(tests));
+}
