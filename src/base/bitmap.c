@@ -302,10 +302,9 @@ uint64_t bitmap_next_clear(const struct bitmap *bm, uint64_t from)
 bool bitmap_next_range(const struct bitmap *bm, uint64_t from, uint64_t max,
                        uint64_t *ret_start, uint64_t *ret_len)
 {
-    assert(max > 0);
     uint64_t start = bitmap_next_set(bm, from);
 
-    if (start == bm->nbits)
+    if (start == bm->nbits || !max)
         return false;
     *ret_len = MIN(bitmap_next_clear(bm, start) - start, max);
     *ret_start = start;

@@ -43,8 +43,8 @@ void bitmap_clear_all(struct bitmap *bm);
 uint64_t bitmap_next_set(const struct bitmap *bm, uint64_t from);
 uint64_t bitmap_next_clear(const struct bitmap *bm, uint64_t from);
 
-/* The first run of set bits at or behind @from, at most @max (> 0) bits of it.
- * False: there is none, and the outputs are untouched. */
+/* The first run of set bits at or behind @from, at most @max bits of it.
+ * False: there is none, or @max is 0, and the outputs are untouched. */
 bool bitmap_next_range(const struct bitmap *bm, uint64_t from, uint64_t max,
                        uint64_t *ret_start, uint64_t *ret_len);
 

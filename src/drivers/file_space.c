@@ -66,15 +66,17 @@ struct cloning {
     struct file_clone_range range;
 };
 
-/* What is dirty is written back first: ioctl_ficlonerange does it too, but with the file
- * locked, and its writers, guests perhaps, wait meanwhile. */
+/* What is dirty is written back first if it is much: ioctl_ficlonerange does it too, but
+ * with the file locked, and its writers, guests perhaps, wait meanwhile. */
+#define FLUSH_FIRST (1 * MiB)
 static int clone_range(void *arg)
 {
     const unsigned write_back = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                                 SYNC_FILE_RANGE_WAIT_AFTER;
     struct cloning *j = arg;
 
-    if (sync_file_range((int)j->range.src_fd, (off_t)j->range.src_offset,
+    if (j->range.src_length > FLUSH_FIRST &&
+        sync_file_range((int)j->range.src_fd, (off_t)j->range.src_offset,
                         (off_t)j->range.src_length, write_back) < 0)
         return -errno;
     return ioctl(j->fd, FICLONERANGE, &j->range) < 0 ? -errno : 0;

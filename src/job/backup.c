@@ -17,6 +17,10 @@
 /* How long a job that has failed waits for the target to say that it has what was copied. */
 #define GRACE_FLUSH_NS (30 * NSEC_PER_SEC)
 
+/* The longest piece when source and target share storage: that takes no buffer and some
+ * 20 us whatever it is of; the source's writers wait as long. */
+#define CLONE_MAX (64 * MiB)
+
 /* ---- errors -------------------------------------------------------------------- */
 
 /* QEMU block-backend.c, blk_get_error_action, and blockjob.c, block_job_error_action. */
@@ -96,6 +100,8 @@ static void reap(struct backup *b)
         }
         if (c.work.tries)
             b->backoff = BACKUP_BACKOFF_MIN_NS;
+        if (c.cloned && b->list)
+            worklist_lengthen(b->list, CLONE_MAX);
         if (c.work.kind == WORK_FLUSH) {
             b->flushed = b->bitmap.vouched = true;
         } else if (!b->list) {

@@ -10,9 +10,6 @@
 #define UNIT_MIN (64 * KiB)        /* smaller pieces cost more than they save */
 #define CHUNK_DEFAULT (1 * MiB)
 #define CHUNK_MAX (16 * MiB)
-/* Cloning takes no buffer and some 20 us whatever it is of; the source's writers wait
- * as long. */
-#define CLONE_MAX (64 * MiB)
 #define WATERMARK_DEFAULT (64 * MiB)
 
 /* QEMU rounds sizes up to sectors; so does an image format. */
@@ -24,7 +21,6 @@ struct plan {
     uint64_t cluster;              /* the target's */
     uint64_t unit, chunk;
     bool target_is_zero;
-    bool clone;
 };
 
 /* ---- checks ------------------------------------------------------------------------ */
@@ -165,7 +161,7 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
         .target_is_zero = p->target_is_zero,
         .zeros_are_data = o->allocate,
         .unit = p->unit,
-        .max_copy = p->clone ? MAX(CLONE_MAX, p->chunk) : p->chunk,
+        .max_copy = p->chunk,
         .watermark = watermark(&o->view),
         .copied = units_copied,
         .copied_arg = b,
@@ -183,24 +179,8 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
     return true;
 }
 
-/* Whether source and target can share storage: tried with their first bytes. */
-static void co_try_clone(struct disk_user *target, const struct backup_opts *o, struct plan *p)
-{
-    uint64_t len = MIN(node_size(o->source), p->unit);
-    int r;
-
-    if (!o->reflink || p->sync != BACKUP_FULL || o->compress || o->allocate || o->below)
-        return;
-    r = co_disk_clone(target, 0, o->source, 0, len);
-    p->clone = r == 0;
-    if (r == 0 && p->target_is_zero)
-        r = co_disk_write_zeroes(target, 0, len, REQ_MAY_UNMAP);
-    if (r < 0 && r != -ENOTSUP)
-        p->target_is_zero = false;
-}
-
 /* Everything but the instant. */
-static bool co_set_up(struct backup *b, const struct backup_opts *o, struct plan *p,
+static bool co_set_up(struct backup *b, const struct backup_opts *o, const struct plan *p,
                       struct err *err)
 {
     char who[JOB_ID_MAX + 16];
@@ -217,14 +197,13 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, struct plan
         disk_close(target);
         return false;
     }
-    co_try_clone(target, o, p);
     b->listener.changed = view_changed;
     view_add_listener(b->view, &b->listener);
     b->copier = copier_new(&(struct copier_opts){
         .view = b->view,
         .target = target,
         .max_copy = p->chunk,
-        .clone = p->clone,
+        .clone = o->reflink && p->sync == BACKUP_FULL && !o->compress && !o->allocate && !o->below,
         .zero_unit = MAX(p->unit, UNIT_MIN),
         .target_is_zero = p->target_is_zero,
         .allocate = o->allocate,
@@ -310,6 +289,9 @@ void backup_begin(struct backup *b)
 {
     worklist_limit(b->list, backup_bitmap_begin(&b->bitmap, b->view));
     view_begin(b->view);
+    /* Something it should have recorded may have been lost since the checks. */
+    if (b->bitmap.bm && !dirty_bitmap_check(b->bitmap.bm, DIRTY_BUSY_OK, &b->err))
+        b->ret = b->err.code;
 }
 
 struct job *backup_start(struct backup *b)

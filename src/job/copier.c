@@ -21,6 +21,7 @@ struct copier {
     unsigned refs;                 /* the owner's, one each task in flight */
     unsigned in_flight;            /* begun and not reaped */
     bool abandoned;
+    bool cloned;                   /* some cloning was not refused at once */
     struct list finished;
     struct list idle;              /* tasks for reuse, the warmest buffer first */
 };
@@ -196,17 +197,19 @@ static int co_copy_range(struct task *t, uint64_t off, uint64_t len)
 static int co_clone(struct task *t)
 {
     struct copier *c = t->c;
+    CLEANUP(view_unref) struct view *view = view_ref(c->o.view);
     uint64_t from = t->result.work.off, end = from + t->result.work.len, off, len;
-    int r = co_disk_clone(c->o.target, from, view_node(c->o.view), from, end - from);
+    int r = co_disk_clone(c->o.target, from, view_node(view), from, end - from);
 
-    while (r == 0 && !c->abandoned && view_next_captured(c->o.view, from, &off, &len) &&
-           off < end) {
+    if (r != -ENOTSUP)
+        t->cloned = c->cloned = true;
+    while (r == 0 && !c->abandoned && view_next_captured(view, from, &off, &len) && off < end) {
         from = MIN(off + len, end);
         r = co_copy_range(t, off, from - off);
     }
     if (c->abandoned)
         return -ECANCELED;
-    return r < 0 ? r : view_error(c->o.view, NULL);
+    return r < 0 ? r : view_error(view, NULL);
 }
 
 static int co_copy(struct task *t)
@@ -214,13 +217,17 @@ static int co_copy(struct task *t)
     struct copier *c = t->c;
     struct work *w = &t->result.work;
 
+    t->result.op = JOB_OP_WRITE;
     if (c->abandoned)
         return -ECANCELED;
-    t->cloned = c->o.clone;
-    t->result.op = JOB_OP_WRITE;
+    t->cloned = c->cloned;
     /* Whatever is wrong with cloning, copying may do, or says what is wrong. */
-    if (c->o.clone && w->tries == 0 && co_clone(t) == 0)
-        return 0;
+    if (c->o.clone && w->tries == 0) {
+        t->result.cloned = co_clone(t) == 0;
+        if (t->result.cloned)
+            return 0;
+        c->o.clone = c->cloned;
+    }
     return co_copy_range(t, w->off, w->len);
 }
 

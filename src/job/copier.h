@@ -22,7 +22,8 @@ struct copier_opts {
     struct view *view;             /* a reference is taken until the copier is abandoned */
     struct disk_user *target;      /* owned: closed with the last piece of work */
     uint64_t max_copy;             /* bytes of a buffer; a longer WORK_COPY goes in pieces */
-    bool clone;                    /* share the source's storage where that works (reflink) */
+    bool clone;                    /* share the source's storage if that works (reflink): the
+                                    * first pieces of work show whether it does */
     uint64_t zero_unit;            /* zeros are looked for in pieces of this size */
     uint64_t compress_unit;        /* data is stored compressed, in whole units; 0: it is not */
     bool target_is_zero;           /* zeros inside of data need not be written */
@@ -43,6 +44,7 @@ struct copied {
     struct work work;
     int ret;
     enum job_op op;                /* what failed */
+    bool cloned;                   /* it took no copying, and longer ones will not either */
 };
 /* The next piece that has finished, if there is one. */
 bool copier_reap(struct copier *c, struct copied *ret);

@@ -209,6 +209,11 @@ void worklist_limit(struct worklist *w, const struct bitmap *wanted)
         w->wanted_bytes -= w->units * w->o.unit - w->size;
 }
 
+void worklist_lengthen(struct worklist *w, uint64_t max_copy)
+{
+    w->o.max_copy = MAX(w->o.max_copy, align_down(max_copy, w->o.unit));
+}
+
 void worklist_start(struct worklist *w)
 {
     if (w->o.captured_only)

@@ -54,6 +54,8 @@ struct worklist *worklist_new(const struct worklist_opts *o);
 void worklist_limit(struct worklist *w, const struct bitmap *wanted);
 /* The view has begun: look for what is to be copied. Once. */
 void worklist_start(struct worklist *w);
+/* From now on a WORK_COPY may be as long as this, in whole units. */
+void worklist_lengthen(struct worklist *w, uint64_t max_copy);
 /* The owner is done with it. Takes NULL. */
 void worklist_free(struct worklist *w);
 

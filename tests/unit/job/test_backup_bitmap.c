@@ -453,6 +453,60 @@ static void wrong_combinations_are_refused_in_qemus_words(void **state)
     in_loop(refused_body);
 }
 
+/* It stops recording between the checks and the instant. */
+static void spoiled_body(void)
+{
+    struct backup *backup;
+    struct bits b;
+
+    co_bits(&b, BACKUP_INCREMENTAL);
+    backup = co_backup_prepare(&b.s.opts, &b.s.err);
+    assert_non_null(backup);
+    dirty_bitmap_spoil(b.bm, "its file is full");
+    co_guest_write(&b.s, 0, GRAN, 5);
+    assert_int_equal(co_shut_doors(b.s.source, DEADLINE_NEVER), 0);
+    backup_begin(backup);
+    open_doors(b.s.source);
+    b.s.job = backup_start(backup);
+    assert_int_equal(co_end_of_job(&b.s), -EINVAL);
+    assert_non_null(strstr(b.s.err.text, "its file is full"));
+    co_strike_bits(&b);
+}
+
+static void a_bitmap_that_is_spoiled_before_the_instant_fails_the_job(void **state)
+{
+    in_loop(spoiled_body);
+}
+
+static void empty_body(void)
+{
+    static const enum backup_sync syncs[] = { BACKUP_INCREMENTAL, BACKUP_FULL };
+    struct backup_opts opts = BACKUP_OPTS_DEFAULT;
+
+    opts.source = co_test_open("{'driver':'test-mem','node-name':'src','size':0}");
+    opts.target = co_test_open("{'driver':'test-mem','size':0}");
+    opts.bitmap = "b";
+    opts.has_bitmap_mode = true;
+    add_bitmap(opts.source, "b", GRAN);
+    for (unsigned i = 0; i < ARRAY_SIZE(syncs); i++) {
+        struct err err = ERR_INIT;
+        struct job *job;
+
+        opts.sync = syncs[i];
+        job = co_backup_start(&opts, &err);
+        assert_non_null(job);
+        assert_true(co_job_wait_concluded(job, DEADLINE_NEVER));
+        job_unref(job);
+    }
+    co_node_unref(opts.target);
+    co_node_unref(opts.source);
+}
+
+static void an_empty_disk_is_backed_up(void **state)
+{
+    in_loop(empty_body);
+}
+
 static int setup(void **state)
 {
     memdrv_register();
@@ -472,6 +526,8 @@ int main(void)
         cmocka_unit_test(a_new_bitmap_records_from_the_instant_and_goes_with_a_failure),
         cmocka_unit_test(two_backups_by_two_bitmaps_do_not_disturb_each_other),
         cmocka_unit_test(wrong_combinations_are_refused_in_qemus_words),
+        cmocka_unit_test(a_bitmap_that_is_spoiled_before_the_instant_fails_the_job),
+        cmocka_unit_test(an_empty_disk_is_backed_up),
     };
 
     return cmocka_run_group_tests(tests, setup, NULL);
