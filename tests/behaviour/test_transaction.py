@@ -274,6 +274,12 @@ def test_a_write_that_hangs_ends_the_command_and_nothing_else(served, tmp_path):
     hung.shutdown()
 
 
+def test_a_transaction_has_a_bound(served):
+    for n, words in ((1024, "Dirty bitmap 'nope' not found"), (1025, "at most 1024 actions")):
+        actions = {"actions": [bitmap("enable", name="nope")] * n}
+        assert words in served.qmp.ask("transaction", actions)["error"]["desc"]
+
+
 # ---- bitmaps ------------------------------------------------------------------------------------
 
 
