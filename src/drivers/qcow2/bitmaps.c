@@ -282,7 +282,7 @@ static bool co_load_one(struct qcow2 *s, const char *name, uint64_t *budget, str
 {
     const struct qcow2_bitmap_entry *e;
     CLEANUP(bitmap_free) struct bitmap *bm = NULL;
-    uint64_t bits;
+    uint64_t bits = 0;
     int r;
 
     e = find_loadable(s, name, &bits, err);
