@@ -4,6 +4,7 @@
  * keeper.h.
  */
 #include "block/keeper.h"
+#include "base/log.h"
 #include "block/core.h"
 
 /* Process-wide, as the drivers are; constant while there are nodes. */
@@ -28,8 +29,19 @@ struct dirty_keeper *node_dirty_keeper(const struct node *n)
 
 bool co_dirty_keep(struct node *n, struct err *err)
 {
+    struct err why = ERR_INIT;
+
     assert(n->loop == loop_current());
-    return n->core->keeper || !provider || provider->co_keep(n, err);
+    if (n->core->keeper || !provider || provider->co_keep(n, &why))
+        return true;
+    if (!n->drv->bitmaps) {
+        if (err)
+            *err = why;
+        return false;
+    }
+    /* As QEMU: the image has them again when it is closed in good order. */
+    log_warn("the dirty bitmaps of node '%s' would not survive a crash: %s", n->name, why.text);
+    return true;
 }
 
 bool co_dirty_settle(struct node *n, struct err *err)

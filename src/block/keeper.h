@@ -53,7 +53,8 @@ struct dirty_keeper *node_dirty_keeper(const struct node *n);
 
 /* ---- for commands -------------------------------------------------------------- */
 
-/* Before a persistent bitmap is added to @n: see that somebody keeps it. */
+/* Before a persistent bitmap is added to @n: see that somebody keeps it. Where nobody can, but
+ * the image will have it when it is closed, that is logged, and enough. */
 MUST_CHECK bool co_dirty_keep(struct node *n, struct err *err);
 
 /* After persistent bitmaps were added, removed, enabled, disabled, cleared or merged, and

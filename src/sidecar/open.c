@@ -88,8 +88,15 @@ static struct dirty_bitmap *bring_back(struct node *n, struct sidecar_loaded *l,
         }
         dirty_bitmap_spoil(bm, "%s", *why ? why : "it is being read");
     }
-    if (bits)
+    if (*why) {
+        /* The image only knows that it was not closed. */
+        bits = bitmap_new(div_round_up(n->size, e->granularity));
+        if (bits)
+            dirty_bitmap_mend(bm, MOVE(bits));
+        dirty_bitmap_spoil(bm, "%s", why);
+    } else {
         dirty_bitmap_mend(bm, MOVE(bits));
+    }
     if (*why)
         log_warn("node '%s': dirty bitmap '%s' is inconsistent: %s", n->name, e->name, why);
     if (more)

@@ -152,7 +152,7 @@ void co_sidecar_attach(struct dirty_keeper *keeper)
 static bool has_nothing_to_say(struct sidecar *s)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(s->node, bm));) {
-        if (dirty_bitmap_persistent(bm))
+        if (dirty_bitmap_persistent(bm) && !dirty_bitmap_stored(bm))
             return false;
     }
     return true;

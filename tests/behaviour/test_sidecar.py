@@ -184,6 +184,13 @@ def make(work, fmt, how):
         run("qemu-io", "-f", "raw", "-c", "write -P 1 1M 64k", disk.export())
         if how == "killed":
             disk.daemon.kill()
+    # An image with a place for bitmaps has them when it is closed, and QEMU knows them.
+    in_image = fmt == "qcow2" and how == "closed"
+    assert os.path.exists(sidecar_of(work, fmt)) == (not in_image)
+    if in_image:
+        info = json.loads(qemu_img("info", "--output=json", image_of(work, fmt)).stdout)
+        assert info["format-specific"]["data"]["bitmaps"] == \
+            [{"flags": ["auto"], "name": "b", "granularity": GRAIN}]
 
 
 def found(work, fmt):
