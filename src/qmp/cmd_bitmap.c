@@ -4,6 +4,7 @@
  * action too (transaction.h): what can fail is done before the doors are shut, bits
  * are cleared and recording begins and ends behind them (docs/dirty-bitmaps.md, I-B1).
  */
+#include "base/log.h"
 #include "base/mem.h"
 #include "block/bitmap_ref.h"
 #include "block/keeper.h"
@@ -51,6 +52,7 @@ static const struct schema_type merge_args_type = {
 
 struct bitmap_state {
     struct dirty_bitmap *bm;       /* held by the transaction, or by a later action of it */
+    bool in_image;                 /* remove: the image may have it */
     struct bitmap *row;            /* clear: empty, then what was set */
     struct dirty_bitmap **sources; /* merge */
     struct node **nodes;           /* of them, references */
@@ -109,6 +111,25 @@ static bool co_find_prepare(struct action *a, struct err *err)
     return co_find(a, find_there, 0, err);
 }
 
+/* I-B6: it will say more than what the image has of it. */
+static int co_outdate_there(void *arg)
+{
+    struct action *a = arg;
+    struct bitmap_state *s = a->state;
+
+    if (find_there(a) < 0)
+        return -EINVAL;
+    if (co_dirty_bitmap_outdate(s->bm, s->err))
+        return 0;
+    action_yield_bitmap(a, s->bm);
+    return -EIO;
+}
+
+static bool co_enable_prepare(struct action *a, struct err *err)
+{
+    return co_find(a, co_outdate_there, 0, err);
+}
+
 static void enable_cut(struct action *a)
 {
     dirty_bitmap_enable(((struct bitmap_state *)a->state)->bm);
@@ -155,7 +176,8 @@ static int co_add_there(void *arg)
         err_set(s->err, -EINVAL, "Granularity must be power of 2 and at least 512");
         return -EINVAL;
     }
-    if (args->persistent && !co_dirty_keep(a->disk, s->err))
+    if (args->persistent && (!co_dirty_keep(a->disk, s->err) ||
+                             !dirty_bitmap_can_keep(a->disk, &o, s->err)))
         return -EINVAL;
     s->bm = dirty_bitmap_add(a->disk, &o, s->err);
     if (!s->bm || !action_hold_bitmap(a, s->bm, 0, s->err))
@@ -203,19 +225,22 @@ static void co_add_abort(struct action *a)
     (void)co_node_call(a->disk, unadd_there, a);
 }
 
-static int remove_there(void *arg)
+static int co_remove_there(void *arg)
 {
     struct action *a = arg;
 
-    if (find_there(a) < 0)
+    struct bitmap_state *s = a->state;
+
+    if (co_outdate_there(a) < 0)
         return -EINVAL;
-    action_reserve_bitmap(a, ((struct bitmap_state *)a->state)->bm);
+    s->in_image = dirty_bitmap_persistent(s->bm);
+    action_reserve_bitmap(a, s->bm);
     return 0;
 }
 
 static bool co_remove_prepare(struct action *a, struct err *err)
 {
-    return co_find(a, remove_there, DIRTY_INCONSISTENT_OK, err);
+    return co_find(a, co_remove_there, DIRTY_INCONSISTENT_OK, err);
 }
 
 static void remove_commit(struct action *a)
@@ -226,6 +251,28 @@ static void remove_commit(struct action *a)
 
     assert(ours);
     dirty_bitmap_remove(s->bm);
+}
+
+static int co_unkeep_there(void *arg)
+{
+    struct action *a = arg;
+    const struct bitmap_ref *args = a->args;
+    struct err err;
+
+    /* It is marked as not to be trusted: so it would come back. */
+    if (!co_dirty_bitmap_unkeep(a->disk, args->name, &err))
+        log_warn("dirty bitmap '%s' of node '%s' is gone, but not from the image: %s", args->name,
+                 node_name(a->disk), err.text);
+    return 0;
+}
+
+static void co_remove_clean(struct action *a)
+{
+    const struct bitmap_state *s = a->state;
+
+    if (a->committed && s->in_image)
+        (void)co_node_call(a->disk, co_unkeep_there, a);
+    co_settle(a);
 }
 
 /* ---- clear ---------------------------------------------------------------------------------- */
@@ -282,7 +329,7 @@ static int source_there(void *arg)
                 (unsigned long long)from);
         return -EINVAL;
     }
-    if (!action_hold_bitmap(src->a, bm, 0, s->err))
+    if (!action_hold_bitmap(src->a, bm, DIRTY_READ_ONLY_OK, s->err))
         return -EBUSY;
     s->sources[s->n_sources] = bm;
     s->nodes[s->n_sources++] = node_ref(src->node);
@@ -322,7 +369,7 @@ static bool co_merge_prepare(struct action *a, struct err *err)
     struct bitmap_state *s = a->state;
 
     s->name = args->target;
-    if (!co_prepare_on(a, find_node(a, args->node, err), find_there, err))
+    if (!co_prepare_on(a, find_node(a, args->node, err), co_outdate_there, err))
         return false;
     s->nodes = xcalloc(args->bitmaps.n + 1, sizeof(*s->nodes));
     s->sources = xcalloc(args->bitmaps.n + 1, sizeof(struct dirty_bitmap *));
@@ -368,11 +415,11 @@ const struct action_ops qmp_bitmap_actions[] = {
               .cut = add_cut, .co_abort = co_add_abort, .co_clean = co_settle },
     [REMOVE] = { BITMAP_ACTION("remove", bitmap_ref_type, ref_wrapper),
                  .co_prepare = co_remove_prepare, .commit = remove_commit,
-                 .co_clean = co_settle },
+                 .co_clean = co_remove_clean },
     [CLEAR] = { BITMAP_ACTION("clear", bitmap_ref_type, ref_wrapper),
                 .co_prepare = co_clear_prepare, .cut = clear_cut, .co_clean = co_clear_clean },
     [ENABLE] = { BITMAP_ACTION("enable", bitmap_ref_type, ref_wrapper),
-                 .co_prepare = co_find_prepare, .cut = enable_cut, .co_clean = co_settle },
+                 .co_prepare = co_enable_prepare, .cut = enable_cut, .co_clean = co_settle },
     [DISABLE] = { BITMAP_ACTION("disable", bitmap_ref_type, ref_wrapper),
                   .co_prepare = co_find_prepare, .cut = disable_cut, .co_clean = co_settle },
     [MERGE] = { BITMAP_ACTION("merge", merge_args_type, merge_wrapper),

@@ -3,6 +3,7 @@
  * Nodes: adding, deleting, describing them. QEMU qapi/block-core.json.
  */
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "qmp/impl.h"
 
 /* ---- blockdev-add ------------------------------------------------------------------ */
@@ -148,7 +149,35 @@ static const struct schema_type detect_zeroes_enum = {
     .values = (const char *const[]){ "off", "on", "unmap", NULL },
 };
 
+struct dirty_info {
+    char *name;
+    int64_t count;
+    uint32_t granularity;
+    bool recording, busy, persistent;
+    bool has_inconsistent, inconsistent;
+};
+#define DIRTY(field, type) SCHEMA_REQUIRED(struct dirty_info, field, #field, type, NULL)
+static const struct schema_type dirty_info_type = {
+    .name = "BlockDirtyInfo", .kind = SCHEMA_STRUCT, .size = sizeof(struct dirty_info),
+    .members = (const struct schema_member[]){
+        DIRTY(name, &schema_str),
+        DIRTY(count, &schema_int),
+        DIRTY(granularity, &schema_uint32),
+        DIRTY(recording, &schema_bool),
+        DIRTY(busy, &schema_bool),
+        DIRTY(persistent, &schema_bool),
+        SCHEMA_OPTIONAL(struct dirty_info, inconsistent, "inconsistent", &schema_bool, NULL),
+        SCHEMA_END,
+    },
+};
+static const struct schema_type dirty_info_list = {
+    .name = "BlockDirtyInfoList", .kind = SCHEMA_ARRAY, .size = sizeof(struct schema_array),
+    .element = &dirty_info_type,
+};
+
 struct device_info {
+    bool has_dirty_bitmaps;
+    struct schema_array dirty_bitmaps;
     char *file, *node_name, *drv;
     bool ro, active, encrypted;
     bool has_backing_file;
@@ -180,6 +209,7 @@ static const struct schema_type device_info_type = {
         DI(no_limit, "iops_wr", &schema_int),
         DI(image, "image", &image_info_type),
         DI(cache, "cache", &cache_info_type),
+        SCHEMA_OPTIONAL(struct device_info, dirty_bitmaps, "dirty-bitmaps", &dirty_info_list, NULL),
         DI(no_limit, "write_threshold", &schema_int),
         SCHEMA_END,
     },
@@ -254,6 +284,25 @@ static void fill_image(struct node *n, struct image_info *ret)
     fill_backing(node_backing(n), info, ret);
 }
 
+static void fill_bitmaps(struct node *n, struct schema_array *ret)
+{
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        bool inconsistent = dirty_bitmap_inconsistent(bm) != NULL;
+
+        ret->items = xrealloc(ret->items, (ret->n + 1) * sizeof(struct dirty_info));
+        ((struct dirty_info *)ret->items)[ret->n++] = (struct dirty_info){
+            .name = xstrdup(dirty_bitmap_name(bm)),
+            .count = json_size(dirty_bitmap_count(bm)),
+            .granularity = dirty_bitmap_granularity(bm),
+            .recording = dirty_bitmap_enabled(bm) && !inconsistent,
+            .busy = dirty_bitmap_busy(bm),
+            .persistent = dirty_bitmap_persistent(bm),
+            .has_inconsistent = inconsistent,
+            .inconsistent = inconsistent,
+        };
+    }
+}
+
 static json_t *image_json(struct node *n)
 {
     struct image_info info;
@@ -304,6 +353,8 @@ static int describe_there(void *arg)
     };
     fill_image(n, &ret->image);
     ret->file = xstrdup(ret->image.filename);
+    fill_bitmaps(n, &ret->dirty_bitmaps);
+    ret->has_dirty_bitmaps = ret->dirty_bitmaps.n > 0;
     if (node_backing(n) && ret->image.has_full_backing_filename) {
         ret->has_backing_file = true;
         ret->backing_file = xstrdup(ret->image.full_backing_filename);

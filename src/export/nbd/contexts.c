@@ -41,7 +41,7 @@ static bool check_bitmap(const struct nbd_export *e, const struct dirty_bitmap *
 {
     const char *name = dirty_bitmap_name(bm);
 
-    if (!dirty_bitmap_check(bm, 0, err))
+    if (!dirty_bitmap_check(bm, DIRTY_READ_ONLY_OK, err))
         return false;
     if (node_size(dirty_bitmap_node(bm)) != node_size(e->node))
         return err_set(err, -EINVAL, "Bitmap '%s' of node '%s' is of another size than node '%s'",
