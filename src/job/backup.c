@@ -340,6 +340,7 @@ static int co_backup_run(struct job *job, void *state, struct err *err)
             co_wait_idle(b, GRACE_CANCELLED_NS);
         }
         co_vouch_for_the_rest(b);
+        co_backup_bitmap_expect_more(&b->bitmap);
     }
     copier_abandon(MOVE(b->copier));
     co_let_go_of_source(b);

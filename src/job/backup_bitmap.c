@@ -75,6 +75,8 @@ static struct dirty_bitmap *make(const struct backup_opts *o, struct err *err)
     struct dirty_bitmap *bm;
 
     opts.disabled = true;
+    if (opts.persistent && !dirty_bitmap_can_keep(o->source, &opts, err))
+        return NULL;
     bm = dirty_bitmap_add(o->source, &opts, err);
     if (bm)
         dirty_bitmap_set(bm, 0, node_size(o->source));
@@ -127,6 +129,15 @@ bool backup_bitmap_prepare(struct backup_bitmap *bb, const struct backup_opts *o
         return true;
     backup_bitmap_drop(bb);
     return false;
+}
+
+void co_backup_bitmap_expect_more(struct backup_bitmap *bb)
+{
+    struct err why;
+
+    if (bb->bm && !bb->limits && bb->mode == BACKUP_BITMAP_ALWAYS &&
+        !co_dirty_bitmap_outdate(bb->bm, &why))
+        dirty_bitmap_spoil(bb->bm, "%s", why.text);
 }
 
 static void let_go(struct backup_bitmap *bb)

@@ -4,7 +4,7 @@
  * bits that are set aside at the instant, what is copied for their sake, and which
  * are dirty again when the job has ended (I-B2, I-W5).
  *
- * Part of a job (backup_impl.h). Nothing here suspends.
+ * Part of a job (backup_impl.h). Nothing here suspends but what is called so.
  */
 #ifndef JOB_BACKUP_BITMAP_H
 #define JOB_BACKUP_BITMAP_H
@@ -40,6 +40,10 @@ const struct bitmap *backup_bitmap_begin(struct backup_bitmap *bb, struct view *
 
 /* Whole units are on the target, or it needs nothing there. */
 void backup_bitmap_copied(struct backup_bitmap *bb, uint64_t off, uint64_t len);
+
+/* The job has failed, and more may be dirty afterwards than was before: what an image keeps of
+ * the bitmap is not to be trusted any more. */
+void co_backup_bitmap_expect_more(struct backup_bitmap *bb);
 
 /* How the job ended is final: 0 or -errno. The bitmap is let go of. */
 void backup_bitmap_end(struct backup_bitmap *bb, int ret);
