@@ -21,6 +21,7 @@ struct plan {
     uint64_t cluster;              /* the target's */
     uint64_t unit, chunk;
     bool target_is_zero;
+    bool in_target;                /* the target shows the instant while the job runs: see below */
 };
 
 /* ---- checks ------------------------------------------------------------------------ */
@@ -74,6 +75,19 @@ static uint64_t granularity_of(const struct backup_opts *o)
     return dirty_bitmap_granularity(dirty_bitmap_find(o->source, o->bitmap, NULL));
 }
 
+/* An overlay whose backing node is the live source: whoever reads it wants the instant,
+ * while the job runs (QEMU's fleecing by sync=none). So old data goes there before the
+ * guest's write lands, as into scratch (I-V9), and there is nothing left to copy. */
+static bool stands_on(struct node *target, struct node *source)
+{
+    for (struct node *n = target; n; n = node_backing(n)) {
+        n = node_skip_filters(n);
+        if (n == node_skip_filters(source))
+            return true;
+    }
+    return false;
+}
+
 static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *err)
 {
     CLEANUP(free) struct node_info *info = xnew(struct node_info);
@@ -101,6 +115,7 @@ static bool make_plan(const struct backup_opts *o, struct plan *p, struct err *e
     if (o->max_chunk && o->max_chunk < cluster)
         return err_set(err, -EINVAL, "Required max-chunk (%llu) is less than backup cluster size "
                        "(%llu)", (unsigned long long)o->max_chunk, (unsigned long long)cluster);
+    p->in_target = p->sync == BACKUP_NONE && !o->compress && stands_on(o->target, o->source);
     p->chunk = MAX(align_down(max_chunk, p->unit), p->unit);
     p->target_is_zero = o->target_is_zero && (info->zero_init || o->zero_is_sure) &&
                         !o->allocate && p->sync == BACKUP_FULL && !info->backing_file[0] &&
@@ -158,6 +173,7 @@ static bool make_worklist(struct backup *b, const struct backup_opts *o, const s
     struct worklist_opts w = {
         .view = b->view,
         .captured_only = b->captured_only,
+        .in_target = p->in_target,
         .target_is_zero = p->target_is_zero,
         .zeros_are_data = o->allocate,
         .unit = p->unit,
@@ -184,6 +200,7 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
                       struct err *err)
 {
     char who[JOB_ID_MAX + 16];
+    struct view_opts view_opts;
     struct disk_user *target;
 
     snprintf(who, sizeof(who), "job '%s'", job_id(b->job));
@@ -192,7 +209,9 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
     target = disk_open(o->target, who, EDGE_READ | EDGE_WRITE, EDGE_READ, err);
     if (!target)
         return false;
-    b->view = co_view_prepare(o->source, &o->view, who, err);
+    view_opts = o->view;
+    view_opts.target = p->in_target ? o->target : NULL;
+    b->view = co_view_prepare(o->source, &view_opts, who, err);
     if (!b->view) {
         disk_close(target);
         return false;

@@ -307,13 +307,13 @@ static bool past_watermark(const struct worklist *w)
 
 bool worklist_drains(const struct worklist *w)
 {
-    return w->o.captured_only || past_watermark(w);
+    return w->o.captured_only ? !w->o.in_target : past_watermark(w);
 }
 
 enum worklist_answer worklist_next(struct worklist *w, struct work *ret)
 {
     if (w->o.captured_only) {
-        if (take_captured(w, ret))
+        if (!w->o.in_target && take_captured(w, ret))
             return WORKLIST_WORK;
         return w->finishing ? WORKLIST_END : WORKLIST_LATER;
     }
@@ -340,6 +340,8 @@ void worklist_finish(struct worklist *w)
 
     assert(w->o.captured_only);
     w->finishing = true;
+    if (w->o.in_target)
+        return;
     /* I-W4: units without captures are given up as a whole; those with one stay
      * protected until they have been copied. */
     while (at < w->units) {

@@ -34,6 +34,8 @@ struct work {
 struct worklist_opts {
     struct view *view;             /* borrowed; outlives the list's owner, not its scanner */
     bool captured_only;            /* sync=none */
+    bool in_target;                /* and what is captured is in the target already: nothing is to
+                                    * be done but to wait for the end */
     struct node *base;             /* sync=top: what is decided from here down is left out */
     bool target_is_zero;           /* zeros need not be written */
     bool zeros_are_data;           /* and are copied as such */

@@ -323,9 +323,13 @@ OVERWRITE = ["write -P 0xab 0 64k", "write -P 0xad 0xf8000 64k", "write -P 0x1d 
              "write -P 9 20000001 3"]
 
 
+NODES = {"access": ["fl-access", "fl-cbw"], "overlay": ["fl-cbw"], "job": []}
+
+
 class Peer:
     """One of the two programs with QEMU's graph in it: access (copy-before-write and
-    snapshot-access), overlay (the filter's target is an overlay of the disk, and exported)."""
+    snapshot-access), overlay (the filter's target is an overlay of the disk, and exported), job
+    (the same by blockdev-backup with sync=none, as libvirt does it)."""
 
     def __init__(self, argv, directory, graph):
         self.directory = str(directory)
@@ -355,16 +359,20 @@ class Peer:
             temp = {"node-name": "temp", "driver": "qcow2", "backing": "source",
                     "file": {"driver": "file", "filename": self.path("temp")}}
         qmp("blockdev-add", temp)
-        qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
-                             "file": "source", "target": "temp"})
+        guest = "source" if self.graph == "job" else "fl-cbw"
+        qmp("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self.path("nbd")}}})
+        if self.graph != "job":
+            qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
+                                 "file": "source", "target": "temp"})
+        qmp("block-export-add", {"type": "nbd", "id": "guest", "node-name": guest,
+                                 "name": "guest", "writable": True})
+        if self.graph == "job":
+            qmp("blockdev-backup", job_id="j", device="source", target="temp", sync="none")
         shown = "temp"
         if self.graph == "access":
             shown = "fl-access"
             qmp("blockdev-add", {"driver": "snapshot-access", "node-name": "fl-access",
                                  "file": "fl-cbw", "discard": "unmap"})
-        qmp("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self.path("nbd")}}})
-        qmp("block-export-add", {"type": "nbd", "id": "guest", "node-name": "fl-cbw",
-                                 "name": "guest", "writable": True})
         qmp("block-export-add", {"type": "nbd", "id": "shown", "node-name": shown,
                                  "name": "shown", "writable": shown == "fl-access"})
 
@@ -377,7 +385,11 @@ class Peer:
         for e in ("shown", "guest"):
             self.qmp("block-export-del", id=e, mode="hard")
             self.qmp.wait_event("BLOCK_EXPORT_DELETED", id=e)
-        for n in (["fl-access"] if self.graph == "access" else []) + ["fl-cbw", "temp", "source"]:
+        if self.graph == "job":
+            self.qmp("block-job-cancel", device="j")
+            self.qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
+            self.qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
+        for n in NODES[self.graph] + ["temp", "source"]:
             self.qmp("blockdev-del", node_name=n)
         self.qmp.ask("quit")
         assert self.process.wait() == 0
@@ -385,7 +397,7 @@ class Peer:
 
 
 @pytest.mark.skipif(not QSD, reason="qemu-storage-daemon is not installed")
-@pytest.mark.parametrize("graph", ["access", "overlay"])
+@pytest.mark.parametrize("graph", NODES)
 def test_qemus_graph_shows_the_same_bytes(work, graph):
     shown = {}
     for name, argv in (("qemu", [QSD]), ("we", [program.BINARY, "daemon"])):
@@ -399,7 +411,7 @@ def test_qemus_graph_shows_the_same_bytes(work, graph):
             assert before == after, name
             peer.take_down()
         shown[name] = after
-        if graph == "overlay":       # by itself it has the old clusters, and nothing else
+        if graph != "access":        # by itself it has the old clusters, and nothing else
             qemu_img("check", "-q", peer.path("temp"))
             qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b",
                      peer.path("base.qcow2"), peer.path("temp"))
@@ -409,7 +421,7 @@ def test_qemus_graph_shows_the_same_bytes(work, graph):
     assert shown["we"] == shown["qemu"]
 
 
-@pytest.mark.parametrize("graph", ["access", "overlay"])
+@pytest.mark.parametrize("graph", NODES)
 def test_qemus_graph_is_an_instant_under_load(work, graph):
     """With the clients on the disk itself, which they had open before: the filter need not be
     between."""
@@ -425,14 +437,17 @@ def test_qemus_graph_is_an_instant_under_load(work, graph):
                  str(live.disk.size))
         live.qmp("blockdev-add", node)
         asked = time.monotonic_ns()
-        live.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
-                                  "file": "disk", "target": "temp"})
+        if graph == "job":
+            live.qmp("blockdev-backup", job_id="j", device="disk", target="temp", sync="none")
+        else:
+            live.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
+                                      "file": "disk", "target": "temp"})
         answered = time.monotonic_ns()
         if graph == "access":
             live.qmp("blockdev-add", driver="snapshot-access", node_name="fl-access",
                      file="fl-cbw")
         live.qmp("block-export-add", type="nbd", id="shown",
-                 node_name="temp" if graph == "overlay" else "fl-access", name="shown")
+                 node_name="fl-access" if graph == "access" else "temp", name="shown")
         uri = live.uri.replace("/disk?", "/shown?")
         paths = [os.path.join(work, f"copy{i}.raw") for i in range(4)]
         for path in paths:
@@ -441,7 +456,10 @@ def test_qemus_graph_is_an_instant_under_load(work, graph):
         live.writers.stop()
         live.qmp("block-export-del", id="shown", mode="hard")
         live.qmp.wait_event("BLOCK_EXPORT_DELETED", id="shown")
-        for n in (["fl-access"] if graph == "access" else []) + ["fl-cbw", "temp"]:
+        if graph == "job":
+            live.qmp("block-job-cancel", device="j")
+            live.qmp.wait_job("j")
+        for n in NODES[graph] + ["temp"]:
             live.qmp("blockdev-del", node_name=n)
     for path in paths:
         live.judge(path, "raw", asked, answered)
