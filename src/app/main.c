@@ -33,6 +33,7 @@ static const struct command commands[] = {
     { "rebase", "let an image stand on another", cmd_rebase },
     { "commit", "write an overlay down into what it stands on", cmd_commit },
     { "snapshot", "list, take, apply and delete snapshots inside a qcow2 image", cmd_snapshot },
+    { "bitmap", "change the dirty bitmaps inside a qcow2 image", cmd_bitmap },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };
 

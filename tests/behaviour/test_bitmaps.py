@@ -4,8 +4,8 @@ cleared, merged or removed the other knows. The judges are qemu-img info, and nb
 qemu-nbd."""
 import json
 
-from cli import MiB, QemuNbd, info_of, make_image
-from stillpoint import Daemon, qemu_img, run
+from cli import MiB, QemuNbd, fails, info_of, make_image
+from stillpoint import Daemon, qemu_img, run, stillpoint
 
 GRANULE = 65536
 
@@ -101,3 +101,32 @@ def test_in_use_and_read_only(tmp_path):
         daemon.bitmap("remove", "b")
     assert stored(image) == {}
     qemu_img("check", image)
+
+
+def test_the_command_is_that_of_qemu_img(tmp_path):
+    """The same orders to both leave the same bitmaps."""
+    images = [make_image(tmp_path / f"{who}.qcow2", 8 * MiB) for who in ("qemu", "ours")]
+    other = make_image(tmp_path / "other.qcow2", 8 * MiB)
+    qemu_img("bitmap", "--add", "-g", str(GRANULE), other, "far")
+    run("qemu-io", "-c", "write 4M 64k", other)
+    orders = (["--add", "-g", "64k", "a"], ["--add", "--disable", "-g", "512", "b"],
+              ["--add", "c"], ["--enable", "b"], "write 1M 4k", ["--clear", "a"],
+              ["--disable", "c"], ["--merge", "b", "a"],
+              ["--merge", "far", "-b", other, "-F", "qcow2", "a"], ["--remove", "c"],
+              ["--add", "a"], ["--remove", "nope"], ["--merge", "nope", "a"],
+              ["--add", "-g", "100", "d"])
+    for image, tool in zip(images, (qemu_img, stillpoint)):
+        outcome = []
+        for order in orders:
+            if isinstance(order, str):
+                run("qemu-io", "-c", order, image)
+                continue
+            *options, name = order
+            outcome.append(tool("bitmap", *options, image, name, check=False).returncode)
+        assert outcome == [0] * 9 + [1] * 4
+        qemu_img("check", image)
+    assert stored(images[0]) == stored(images[1])
+    for name in "a", "b":
+        assert dirty(images[0], name, tmp_path) == dirty(images[1], name, tmp_path)
+    assert "only qcow2" in fails("bitmap", "--add", make_image(tmp_path / "r.raw", MiB), "x")
+    assert "say what to do" in fails("bitmap", images[1], "a", status=2)
