@@ -276,6 +276,32 @@ static void always_keeps_what_was_not_copied(void **state)
     in_loop(always_body);
 }
 
+/* Two pieces of a granule's four are copied: it stays dirty as a whole. */
+static void coarse_body(void)
+{
+    struct bits b;
+
+    co_bits(&b, BACKUP_BITMAP);
+    struct dirty_bitmap *coarse = add_bitmap(b.s.source, "coarse", 256 * KiB);
+
+    b.s.opts.bitmap = "coarse";
+    b.s.opts.has_bitmap_mode = true;
+    b.s.opts.bitmap_mode = BACKUP_BITMAP_ALWAYS;
+    assert_true(co_meet(&b, WRITE_FAILS) < 0);
+    assert_int_equal(dirty_bitmap_count(coarse), 2 * 256 * KiB);
+    b.s.opts.auto_dismiss = true;
+    co_begin_job(&b);
+    assert_int_equal(co_end_job(&b), 0);
+    co_expect_target(&b.s, b.want);
+    assert_int_equal(dirty_bitmap_count(coarse), 0);
+    co_strike_bits(&b);
+}
+
+static void a_granule_is_clean_when_all_of_it_is_copied(void **state)
+{
+    in_loop(coarse_body);
+}
+
 /* A full backup that fails leaves a bitmap by which it can be completed. */
 static void full_always_body(void)
 {
@@ -521,6 +547,7 @@ int main(void)
         cmocka_unit_test(any_granularity_does),
         cmocka_unit_test(after_a_failure_all_is_dirty_again_and_with_never_in_any_case),
         cmocka_unit_test(always_keeps_what_was_not_copied),
+        cmocka_unit_test(a_granule_is_clean_when_all_of_it_is_copied),
         cmocka_unit_test(a_full_backup_that_fails_can_be_completed),
         cmocka_unit_test(a_full_backup_begins_a_bitmap_anew),
         cmocka_unit_test(a_new_bitmap_records_from_the_instant_and_goes_with_a_failure),
