@@ -302,10 +302,15 @@ static void set_bits(struct dirty_bitmap *bm, uint64_t first, uint64_t count)
 
 void dirty_bitmap_set(struct dirty_bitmap *bm, uint64_t off, uint64_t len)
 {
-    uint64_t first = off >> bm->shift;
-    uint64_t count = len ? ((off + len - 1) >> bm->shift) - first + 1 : 0;
+    uint64_t first, count;
 
-    if (!bitmap_all_set(bm->bits, first, count))
+    if (UNLIKELY(!len))
+        return;
+    first = off >> bm->shift;
+    count = ((off + len - 1) >> bm->shift) - first + 1;
+    /* Mostly it is one granule, and dirty. */
+    if (LIKELY(count == 1) ? !bitmap_test(bm->bits, first)
+                           : !bitmap_all_set(bm->bits, first, count))
         set_bits(bm, first, count);
 }
 
