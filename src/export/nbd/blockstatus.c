@@ -71,12 +71,15 @@ static int co_add_status(struct nbd_slot *s, const struct nbd_context *c, struct
     return 0;
 }
 
-static void add_dirty(struct nbd_slot *s, const struct nbd_context *c, struct extents *x)
+/* I-B3: one that missed something does not say that anything is clean. */
+static int add_dirty(struct nbd_slot *s, const struct nbd_context *c, struct extents *x)
 {
     const struct bitmap *bits = dirty_bitmap_bits(c->bitmap);
     uint64_t granularity = dirty_bitmap_granularity(c->bitmap);
     uint64_t off = s->rq.offset, end = off + s->rq.length;
 
+    if (dirty_bitmap_inconsistent(c->bitmap))
+        return -EIO;
     while (off < end) {
         uint64_t bit = off / granularity;
         bool dirty = bitmap_test(bits, bit);
@@ -84,9 +87,10 @@ static void add_dirty(struct nbd_slot *s, const struct nbd_context *c, struct ex
         uint64_t to = MIN(end, next * granularity);
 
         if (!add_extent(x, (uint32_t)(to - off), dirty ? NBD_STATE_DIRTY : 0))
-            return;
+            return 0;
         off = to;
     }
+    return 0;
 }
 
 int co_nbd_block_status(struct nbd_slot *s)
@@ -104,7 +108,7 @@ int co_nbd_block_status(struct nbd_slot *s)
         int r = 0;
 
         if (c->kind == NBD_STATUS_DIRTY)
-            add_dirty(s, c, &x);
+            r = add_dirty(s, c, &x);
         else
             r = co_add_status(s, c, &x);
         if (r < 0)

@@ -8,6 +8,7 @@
 #include "nbd_rig.h"
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "block/dirty.h"
 #include <stdio.h>
 
 static struct rig rig;
@@ -186,6 +187,32 @@ static void a_bitmap_tells_what_is_dirty_at_the_moment(void **state)
     in_loop(dirty_body);
 }
 
+static int spoil_there(void *arg)
+{
+    dirty_bitmap_spoil(dirty_bitmap_find(rig.node, "b:0", NULL), "a test");
+    return 0;
+}
+
+static void spoiled_body(void)
+{
+    uint32_t id;
+
+    co_begin();
+    co_expect_contexts(NBD_OPT_SET_META_CONTEXT, STRS(BITMAP), STRS(BITMAP), &id);
+    co_go_to_disk();
+    (void)co_node_call(rig.node, spoil_there, NULL);
+    co_write_request(&client, 1, 100 * KiB, buf, 1);
+    assert_int_equal(co_simple_reply(&client, 1), 0);
+    co_request(&client, NBD_CMD_BLOCK_STATUS, 0, 2, 0, DISK_BYTES);
+    assert_int_equal(co_error_chunk(&client, 2), 5);
+    co_end();
+}
+
+static void a_bitmap_that_missed_something_says_nothing(void **state)
+{
+    in_loop(spoiled_body);
+}
+
 static void refused_body(void)
 {
     struct err err = ERR_INIT;
@@ -224,6 +251,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(contexts_are_selected_by_their_names),
         cmocka_unit_test(each_context_answers_with_its_own_chunk),
         cmocka_unit_test(a_bitmap_tells_what_is_dirty_at_the_moment),
+        cmocka_unit_test(a_bitmap_that_missed_something_says_nothing),
         cmocka_unit_test(a_bitmap_is_held_by_its_export),
     };
 
