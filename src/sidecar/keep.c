@@ -138,8 +138,12 @@ static void co_before_write(struct dirty_keeper *keeper, uint64_t off, uint64_t 
     struct sidecar *s = container_of(keeper, struct sidecar, k);
     int64_t now = sidecar_now_ns();
 
-    if (s->failed)
+    if (UNLIKELY(s->failed)) {
+        /* Not before the file says so: it would look right after a crash, without this bit. */
+        co_mutex_lock(&s->lock);
+        co_mutex_unlock(&s->lock);
         return;
+    }
     if (UNLIKELY(sidecar_beat_due(s, now)))
         co_use(s, now);
     if (UNLIKELY(!is_kept(s, off, len)))

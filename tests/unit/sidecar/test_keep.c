@@ -368,6 +368,51 @@ static void removed_meanwhile(void **state)
     in_loop(removed_meanwhile_body);
 }
 
+#define WRITERS 200u
+static struct node *shared;
+static unsigned unkept;
+
+static void expect_spoiled(bool end, uint64_t off, uint64_t len, const void *data)
+{
+    if (!end && !dirty_bitmap_inconsistent(find_bitmap(shared, "a")))
+        unkept++;
+}
+
+static void co_write_later(void *arg)
+{
+    unsigned i = (unsigned)(uintptr_t)arg;
+
+    co_yield_times(i);
+    co_write(shared, i * (uint64_t)GRAIN);
+}
+
+/* Writes that come while the failure is being written down wait for that. It is found when
+ * the directory is written again. */
+static void failing_meanwhile_body(void)
+{
+    struct crew crew = { 0 };
+
+    shared = co_open_image(false);
+    co_add_persistent(shared, "a", GRAIN);
+    assert_int_equal(truncate(sidecar_test_path(), 0), 0);
+    unkept = 0;
+    image.saw = expect_spoiled;
+    assert_non_null(dirty_bitmap_add(shared, &(struct dirty_bitmap_opts){
+        .name = "b", .granularity = GRAIN, .persistent = true }, NULL));
+    for (unsigned i = 0; i < WRITERS; i++)
+        crew_start(&crew, co_write_later, (void *)(uintptr_t)i);
+    co_crew_wait(&crew);
+    image.saw = NULL;
+    assert_int_equal(unkept, 0);
+    co_node_unref(shared);
+}
+
+static void failing_meanwhile(void **state)
+{
+    start();
+    in_loop(failing_meanwhile_body);
+}
+
 static void second_node_body(void)
 {
     struct node *n = co_open_image(false), *second;
@@ -400,6 +445,7 @@ int main(void)
         cmocka_unit_test(damaged),
         cmocka_unit_test(cut_meanwhile),
         cmocka_unit_test(removed_meanwhile),
+        cmocka_unit_test(failing_meanwhile),
         cmocka_unit_test(second_node),
     };
 
