@@ -243,6 +243,12 @@ static bool co_remove_prepare(struct action *a, struct err *err)
     return co_find(a, co_remove_there, DIRTY_INCONSISTENT_OK, err);
 }
 
+/* For the action that added it in the same transaction, which is undone after this one. */
+static void co_remove_abort(struct action *a)
+{
+    action_unreserve_bitmap(a, ((struct bitmap_state *)a->state)->bm);
+}
+
 static void remove_commit(struct action *a)
 {
     struct bitmap_state *s = a->state;
@@ -392,8 +398,17 @@ static void merge_cut(struct action *a)
     struct bitmap_state *s = a->state;
 
     for (size_t i = 0; i < s->n_sources; i++) {
-        if (s->sources[i] != s->bm)
-            dirty_bitmap_merge(s->bm, s->sources[i]);
+        const struct dirty_bitmap *src = s->sources[i];
+        const char *why = dirty_bitmap_inconsistent(src);
+
+        if (src == s->bm)
+            continue;
+        /* It was sound when the action was prepared. */
+        if (why)
+            dirty_bitmap_spoil(s->bm, "bitmap '%.200s', which was merged into it, is "
+                               "inconsistent: %s", dirty_bitmap_name(src), why);
+        else
+            dirty_bitmap_merge(s->bm, src);
     }
 }
 
@@ -415,7 +430,7 @@ const struct action_ops qmp_bitmap_actions[] = {
               .cut = add_cut, .co_abort = co_add_abort, .co_clean = co_settle },
     [REMOVE] = { BITMAP_ACTION("remove", bitmap_ref_type, ref_wrapper),
                  .co_prepare = co_remove_prepare, .commit = remove_commit,
-                 .co_clean = co_remove_clean },
+                 .co_abort = co_remove_abort, .co_clean = co_remove_clean },
     [CLEAR] = { BITMAP_ACTION("clear", bitmap_ref_type, ref_wrapper),
                 .co_prepare = co_clear_prepare, .cut = clear_cut, .co_clean = co_clear_clean },
     [ENABLE] = { BITMAP_ACTION("enable", bitmap_ref_type, ref_wrapper),

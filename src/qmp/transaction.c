@@ -229,6 +229,14 @@ void action_reserve_bitmap(struct action *a, struct dirty_bitmap *bm)
     h->reserved = a;
 }
 
+void action_unreserve_bitmap(struct action *a, struct dirty_bitmap *bm)
+{
+    struct held *h = find_held(a->txn, bm);
+
+    assert(h && h->reserved == a);
+    h->reserved = NULL;
+}
+
 bool action_yield_bitmap(struct action *a, struct dirty_bitmap *bm)
 {
     struct held *h = find_held(a->txn, bm);

@@ -93,6 +93,8 @@ MUST_CHECK bool action_hold_bitmap(struct action *a, struct dirty_bitmap *bm, un
                                    struct err *err);
 /* No further action may use @bm, which is held. */
 void action_reserve_bitmap(struct action *a, struct dirty_bitmap *bm);
+/* They may again: @a, which reserved it, is undone. */
+void action_unreserve_bitmap(struct action *a, struct dirty_bitmap *bm);
 /* Let go of @bm for somebody who holds it himself from here on. False: the transaction does not
  * hold it, or another action has reserved it. */
 bool action_yield_bitmap(struct action *a, struct dirty_bitmap *bm);

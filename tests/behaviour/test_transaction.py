@@ -299,6 +299,13 @@ def test_full_backups_and_bitmaps_begin_at_one_instant(served, tmp_path):
             assert is_one_prefix([(tmp_path / f"{d}.copy").read_bytes() for d in DISKS])
 
 
+def test_a_bitmap_that_is_added_and_removed_is_gone_if_that_fails(served):
+    with pytest.raises(QmpError, match="Abort action"):
+        transact(served.qmp, bitmap("add"), bitmap("remove"), action("abort"))
+    assert "not found" in served.qmp.ask("block-dirty-bitmap-remove", {"node": "d0", "name": "b"}
+                                         )["error"]["desc"]
+
+
 def test_bitmaps_of_disks_on_other_threads_are_merged(served, tmp_path):
     qmp = served.qmp
     for d in DISKS:
@@ -314,3 +321,37 @@ def test_bitmaps_of_disks_on_other_threads_are_merged(served, tmp_path):
     qmp("drive-backup", backup("d0", tmp_path / "copy", sync="bitmap", bitmap="all",
                                bitmap_mode="never")["data"])
     assert qmp.wait_job("d0")["data"]["len"] == 3 * 64 * KIB
+
+
+def test_a_source_that_is_lost_while_a_merge_waits(tmp_path):
+    """What was merged of it is not all: its target is no better."""
+    with open(tmp_path / "d0.raw", "wb") as f:
+        f.truncate(2 * MIB)
+    slow = {"op": "write", "offset": MIB, "length": KIB, "delay-ns": 3 * 10**9, "once": True}
+    with Daemon(tmp_path) as d:
+        d.qmp("blockdev-add", {"driver": "raw", "node-name": "d0", "file": {
+            "driver": "fault", "rules": [slow],
+            "file": {"driver": "file", "filename": str(tmp_path / "d0.raw")}}})
+        d.qmp("block-dirty-bitmap-add", node="d0", name="src", persistent=True)
+        d.qmp("block-dirty-bitmap-add", node="d0", name="all", disabled=True)
+        h = nbd.NBD()
+        h.connect_uri(d.serve("d0")("d0"))
+        h.pwrite(b"x" * KIB, MIB + KIB)            # its bit is in the file
+        slow = h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(KIB)), MIB)
+        h.pread(KIB, 0)                            # so that one is inside
+        os.truncate(tmp_path / "d0.raw.bitmaps", 0)
+        merge = action("block-dirty-bitmap-merge", node="d0", target="all", bitmaps=["src"])
+        with d.connect() as second:
+            def refused(command, name, **more):
+                args = {"node": "d0", "name": name, **more}
+                return second.ask(f"block-dirty-bitmap-{command}", args)["error"]["desc"]
+
+            d.qmp.send({"execute": "transaction",
+                        "arguments": {"actions": [merge, bitmap("add", name="mark")]}})
+            poll_until("the merge", lambda: "in use" in refused("remove", "mark"))
+            assert "cannot be kept any more" in refused("add", "new", persistent=True)
+            assert not h.aio_command_completed(slow)
+            assert "return" in d.qmp.response()
+            for name in "src", "all":
+                assert "is inconsistent" in refused("disable", name)
+        h.shutdown()
