@@ -101,6 +101,23 @@ static struct node *co_open_image(struct snapshot_command *c)
     return n;
 }
 
+/* The list has QEMU's members, which have no place for it. */
+static void tell_flaws(const struct snapshot_command *c, struct node *n)
+{
+    size_t i;
+    json_t *sn;
+
+    json_array_foreach(c->list, i, sn) {
+        const char *flaw = qcow2_snapshot_flaw(n, i);
+
+        if (flaw)
+            fprintf(stderr, "stillpoint snapshot: '%s': snapshot '%s' (id '%s') cannot be used, "
+                    "the image is corrupt: %s\n", c->path,
+                    json_string_value(json_object_get(sn, "name")),
+                    json_string_value(json_object_get(sn, "id")), flaw);
+    }
+}
+
 static int co_snapshot(void *arg)
 {
     struct snapshot_command *c = arg;
@@ -112,6 +129,7 @@ static int co_snapshot(void *arg)
         err_prefix(&c->err, "'%s': ", c->path);
     else
         c->list = qcow2_snapshot_list(n);
+    tell_flaws(c, n);
     co_node_unref(n);
     return c->err.code;
 }

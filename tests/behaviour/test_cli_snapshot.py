@@ -116,3 +116,19 @@ def test_info_tells_bitmaps(tmp_path):
     ours, theirs = stillpoint("info", image).stdout, qemu_img("info", image).stdout
     for line in theirs[theirs.index("    bitmaps:"):theirs.index("    refcount bits")].splitlines():
         assert line in ours.splitlines()
+
+
+def test_a_bad_snapshot_is_told_and_costs_only_itself(tmp_path):
+    image = image_with(tmp_path, "one", "two")
+    with open(image, "r+b") as f:
+        f.seek(64)
+        table = int.from_bytes(f.read(8), "big")
+        f.seek(table + 6)
+        f.write(b"\2\0")                         # the L1 table of the first, not on a cluster
+    done = stillpoint("snapshot", "list", "--json", image)
+    assert json.loads(done.stdout) == qemu_info(image)["snapshots"]
+    assert "snapshot 'one' (id '1') cannot be used" in done.stderr and "'two'" not in done.stderr
+    assert "snapshot 0 l1_offset" in stillpoint("check", image, check=False).stderr
+    assert "cannot be used" in fails("snapshot", "delete", image, "one")
+    stillpoint("snapshot", "apply", image, "two")
+    assert holds(image, 2) and [s["name"] for s in listed(image)] == ["one", "two"]

@@ -24,6 +24,24 @@ static bool co_load_part(struct qcow2 *s, uint64_t bytes, struct err *err)
     return qcow2_snapshots_parse(&s->geo, buf, bytes, s->header.n_snapshots, &s->snapshots, err);
 }
 
+/* What is behind the @end of the file's last cluster is lost. Were the file written to it
+ * would become longer, and the snapshot read as zeros without a word. */
+static bool flaw_cut_ones(struct qcow2 *s, uint64_t end, struct err *err)
+{
+    for (uint32_t i = 0; i < s->snapshots.n; i++) {
+        struct qcow2_snapshot *sn = &s->snapshots.v[i];
+
+        if (sn->flaw || !sn->l1_entries || sn->l1_off + sn->l1_entries * 8ULL <= end)
+            continue;
+        sn->flaw = "its L1 table reaches past the end of the file";
+        if (!s->node->read_only)
+            return err_set(err, -EINVAL, "the image is corrupt: the L1 table of snapshot '%.64s' "
+                           "reaches past the end of the file; it can be opened read-only",
+                           sn->name);
+    }
+    return true;
+}
+
 bool co_qcow2_load_snapshots(struct qcow2 *s, struct err *err)
 {
     /* The last cluster of the file need not be whole. */
@@ -39,7 +57,7 @@ bool co_qcow2_load_snapshots(struct qcow2 *s, struct err *err)
         struct err why = ERR_INIT;
 
         if (co_load_part(s, MIN(bytes, size - off), &why))
-            return true;
+            return flaw_cut_ones(s, size, err);
         if (why.code != -EAGAIN)
             return err_set(err, why.code, "%s", why.text);
         /* The parser gives up by itself when the table is too large. */
@@ -98,6 +116,8 @@ bool co_qcow2_guard_snapshots(struct qcow2 *s, struct err *err)
     for (uint32_t i = 0; r == 0 && i < s->snapshots.n; i++) {
         const struct qcow2_snapshot *sn = &s->snapshots.v[i];
 
+        if (sn->flaw)            /* the refcounts guard what it has */
+            continue;
         bytes += sn->l1_entries * 8ULL;
         if (bytes > LIMIT_QCOW2_SNAPSHOT_L1_BYTES)
             break;
@@ -130,6 +150,14 @@ bool qcow2_enter_snapshot(struct qcow2 *s, const char *which, struct err *err)
 }
 
 /* ---- what is told of them ------------------------------------------------ */
+
+const char *qcow2_snapshot_flaw(struct node *n, size_t i)
+{
+    const struct qcow2 *s = n->state;
+
+    assert(strcmp(node_driver_name(n), "qcow2") == 0 && i < s->snapshots.n);
+    return s->snapshots.v[i].flaw;
+}
 
 json_t *qcow2_snapshot_list(struct node *n)
 {

@@ -17,6 +17,8 @@
 /* A list of SnapshotInfo (QEMU qapi/block-core.json). New reference. Does not
  * suspend. */
 json_t *qcow2_snapshot_list(struct node *n);
+/* Why the @i-th of that list cannot be used ("its L1 table ..."), NULL if it can. */
+const char *qcow2_snapshot_flaw(struct node *n, size_t i);
 
 /* Take a snapshot of the disk as it is now. The name is new and not empty. */
 MUST_CHECK bool co_qcow2_snapshot_create(struct node *n, const char *name, struct err *err);

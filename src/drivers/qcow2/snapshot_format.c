@@ -67,23 +67,17 @@ static const char *take_text(char **at, const uint8_t *from, uint32_t bytes)
     return text;
 }
 
-static bool check_entry(const struct qcow2_geometry *g, const struct qcow2_snapshot *s, uint32_t i,
-                        struct err *err)
+static const char *find_flaw(const struct qcow2_geometry *g, const struct qcow2_snapshot *s)
 {
     if (s->l1_entries > LIMIT_QCOW2_L1_BYTES / 8)
-        return err_set(err, -EFBIG, "the L1 table of snapshot %" PRIu32 " has %" PRIu32 " entries, "
-                       "more than the %llu supported", i, s->l1_entries, LIMIT_QCOW2_L1_BYTES / 8);
+        return "its L1 table is larger than any that is supported";
     if (!is_aligned(s->l1_off, qcow2_cluster_size(g)) ||
         s->l1_off >= QCOW2_MAX_HOST_OFFSET || (s->l1_entries && !s->l1_off))
-        return err_set(err, -EINVAL, "the L1 table of snapshot %" PRIu32 " has no place in the "
-                       "image: offset %" PRIu64, i, s->l1_off);
-    if (s->disk_size > INT64_MAX)
-        return err_set(err, -EFBIG, "the disk of snapshot %" PRIu32 " is too large: %" PRIu64
-                       " bytes", i, s->disk_size);
-    return true;
+        return "its L1 table has no place in the image";
+    return s->disk_size > INT64_MAX ? "its disk is larger than any can be" : NULL;
 }
 
-static struct qcow2_snapshot decode(const uint8_t *p, char **texts)
+static struct qcow2_snapshot decode(const struct qcow2_geometry *g, const uint8_t *p, char **texts)
 {
     const struct shape shape = entry_shape(p);
     const uint8_t *extra = p + ENTRY_BYTES;
@@ -107,6 +101,7 @@ static struct qcow2_snapshot decode(const uint8_t *p, char **texts)
         s.icount = load_be64(extra + 16);
     s.id = take_text(texts, extra + shape.extra, shape.id);
     s.name = take_text(texts, extra + shape.extra + shape.id, shape.name);
+    s.flaw = find_flaw(g, &s);
     return s;
 }
 
@@ -129,12 +124,8 @@ bool qcow2_snapshots_parse(const struct qcow2_geometry *g, const void *buf, uint
     }
     memcpy(t.raw, buf, t.bytes);
     for (uint32_t i = 0; i < n; i++) {
-        t.v[i] = decode(t.raw + at, &text);
+        t.v[i] = decode(g, t.raw + at, &text);
         at += t.v[i].raw_bytes;
-        if (!check_entry(g, &t.v[i], i, err)) {
-            qcow2_snapshots_done(&t);
-            return false;
-        }
     }
     *ret = t;
     return true;
@@ -235,6 +226,9 @@ bool qcow2_snapshots_find(const struct qcow2_snapshots *t, const char *which, ui
     }
     if (found == NONE)
         return err_set(err, -ENOENT, "the image has no snapshot '%s'", which);
+    if (t->v[found].flaw)
+        return err_set(err, -EINVAL, "snapshot '%s' cannot be used, the image is corrupt: %s",
+                       which, t->v[found].flaw);
     *ret = found;
     return true;
 }

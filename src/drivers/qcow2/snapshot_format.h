@@ -2,7 +2,9 @@
  *
  * The snapshot table as pure code (QEMU docs/interop/qcow2.rst, "Snapshots"): bytes
  * of an image to structs and back, everything checked. Entries that are kept are
- * kept byte for byte, with what extra data they have. No I/O, any thread;
+ * kept byte for byte, with what extra data they have. An entry of which only the
+ * content cannot be is one too, with a flaw: it costs the others nothing, and what it
+ * refers to stays in use. No I/O, any thread;
  * tests/fuzz/fuzz_qcow2_tables.c feeds it rubbish.
  */
 #ifndef QCOW2_SNAPSHOT_FORMAT_H
@@ -15,6 +17,8 @@
 
 struct qcow2_snapshot {
     const char *id, *name;       /* texts as in the image: any bytes but 0 */
+    const char *flaw;            /* why it cannot be used ("its L1 table ..."), a literal; or
+                                  * NULL. With one, what is below stands as in the image */
     uint64_t l1_off;
     uint32_t l1_entries;
     uint32_t date_sec, date_nsec;
@@ -49,7 +53,8 @@ void qcow2_snapshot_encode(const struct qcow2_snapshot *s, void *buf);
 
 /* The one that @which means, as people and qemu-img say it: an id or a name, or
  * "snapshot.id=ID", "snapshot.name=NAME", or both with a comma between. What is one
- * snapshot's id and another's name is refused. -ENOENT if there is none. */
+ * snapshot's id and another's name is refused, and one with a flaw is. -ENOENT if there
+ * is none. */
 MUST_CHECK bool qcow2_snapshots_find(const struct qcow2_snapshots *t, const char *which,
                                      uint32_t *ret, struct err *err);
 
