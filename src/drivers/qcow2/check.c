@@ -8,11 +8,13 @@
 #include "base/limits.h"
 #include "base/mem.h"
 #include "drivers/qcow2/check_int.h"
+#include "loop/co_io.h"
 #include <stdio.h>
 
 #define HEADER_READ_BYTES (2 * MiB)
 #define WORK_AT_ONCE 16384U       /* entries: some hundred microseconds */
 #define REPAIR_ROUNDS 3U
+#define SORT_AT_ONCE 4096U        /* more elements are a worker's */
 
 /* ---- what is told -------------------------------------------------------- */
 
@@ -69,6 +71,53 @@ int co_check_breathe(struct check *c, uint64_t work)
         co_yield();
     }
     return c->opts->cancelled && c->opts->cancelled(c->opts->ctx) ? -ECANCELED : 0;
+}
+
+/* ---- what takes long ----------------------------------------------------- */
+
+struct sort_work {
+    void *v;
+    size_t n, size;
+    int (*compare)(const void *, const void *);
+};
+
+static int sort_work(void *arg)
+{
+    const struct sort_work *w = arg;
+
+    qsort(w->v, w->n, w->size, w->compare);
+    return 0;
+}
+
+void co_check_sort(void *v, size_t n, size_t size, int (*compare)(const void *, const void *))
+{
+    struct sort_work w = { v, n, size, compare };
+    int r;
+
+    if (n < 2)
+        return;
+    r = n > SORT_AT_ONCE ? co_offload_bulk(sort_work, &w) : sort_work(&w);
+    assert(r == 0);
+}
+
+struct pages_work {
+    const struct qcow2_counts *counts;
+    uint64_t **ret;
+    size_t *ret_n;
+};
+
+static int pages_work(void *arg)
+{
+    const struct pages_work *w = arg;
+
+    return qcow2_counts_pages(w->counts, w->ret, w->ret_n);
+}
+
+int co_check_pages(struct check *c, uint64_t **ret, size_t *ret_n)
+{
+    struct pages_work w = { c->counts, ret, ret_n };
+
+    return co_offload_bulk(pages_work, &w);
 }
 
 /* ---- the file ------------------------------------------------------------ */

@@ -108,6 +108,10 @@ void check_hide(struct check *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
 MUST_CHECK int co_check_read(struct check *c, uint64_t off, uint64_t len, void *buf);
 /* Whether the range is known to be zero without reading it. */
 bool co_check_is_zero(struct check *c, uint64_t off, uint64_t len);
+/* qsort that lets others run: what is long is sorted by a worker. */
+void co_check_sort(void *v, size_t n, size_t size, int (*compare)(const void *, const void *));
+/* qcow2_counts_pages of what was counted, the same way. */
+MUST_CHECK int co_check_pages(struct check *c, uint64_t **ret, size_t *ret_n);
 /* Go through the image, window by window: count, then co_each(c). */
 MUST_CHECK int co_check_windows(struct check *c, int (*co_each)(struct check *c));
 /* Read what the header points to anew, after the header was changed. */

@@ -273,7 +273,7 @@ static int co_run_through(struct check *c, bool correct)
 {
     struct compare k = { .correct = correct, .end = MIN(c->clusters, qcow2_counts_end(c->counts)),
                          .from = qcow2_counts_from(c->counts) };
-    int r = qcow2_counts_pages(c->counts, &k.pages, &k.n_pages);
+    int r = co_check_pages(c, &k.pages, &k.n_pages);
 
     for (uint64_t b = k.from >> c->block_bits; r == 0; b++) {
         uint64_t from, to;

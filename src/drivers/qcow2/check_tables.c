@@ -99,7 +99,7 @@ int co_check_sweep(struct check *c, const struct check_table *tables, size_t n_t
         edges[n++] = (struct edge_at){ tables[i].off, 1 };
         edges[n++] = (struct edge_at){ MIN(tables[i].off + tables[i].n * 8, c->file_end), -1 };
     }
-    qsort(edges, n, sizeof(*edges), compare_edges);
+    co_check_sort(edges, n, sizeof(*edges), compare_edges);
     for (size_t i = 0; r == 0 && i + 1 < n; i++) {
         times += edges[i].change;
         if (times > 0 && edges[i].off < edges[i + 1].off)
@@ -274,12 +274,11 @@ static int compare_l2(const void *a, const void *b)
     return x->off < y->off ? -1 : x->off > y->off;
 }
 
-static void sort_and_join(struct l2_list *l)
+static void co_sort_and_join(struct l2_list *l)
 {
     size_t n = 0;
 
-    if (l->n)
-        qsort(l->v, l->n, sizeof(*l->v), compare_l2);
+    co_check_sort(l->v, l->n, sizeof(*l->v), compare_l2);
     for (size_t i = 0; i < l->n; i++) {
         if (n && l->v[n - 1].off == l->v[i].off) {
             l->v[n - 1].active += l->v[i].active;
@@ -291,7 +290,7 @@ static void sort_and_join(struct l2_list *l)
     l->n = n;
 }
 
-static int make_room(struct l2_list *l)
+static int co_make_room(struct l2_list *l)
 {
     struct check_l2 *v;
 
@@ -305,7 +304,7 @@ static int make_room(struct l2_list *l)
         l->cap = cap;
         return 0;
     }
-    sort_and_join(l);
+    co_sort_and_join(l);
     if (l->n > l->cap / 2) {     /* the rest comes in a later turn */
         l->n /= 2;
         l->end = l->v[l->n].off;
@@ -313,12 +312,12 @@ static int make_room(struct l2_list *l)
     return 0;
 }
 
-static int add_l2(struct l2_list *l, uint64_t off, uint64_t active, uint64_t all)
+static int co_add_l2(struct l2_list *l, uint64_t off, uint64_t active, uint64_t all)
 {
     if (off < l->from || off >= l->end)
         return 0;
     if (l->n == l->cap) {
-        int r = make_room(l);
+        int r = co_make_room(l);
 
         if (r < 0)
             return r;
@@ -378,7 +377,7 @@ static int co_take_l1(struct check *c, const uint8_t *entries, uint64_t at, uint
         if (r == 0 && w->count)
             r = check_add(c, off, c->cluster_size, times);
         if (r == 0)
-            r = add_l2(&w->list, off, w->active ? times : 0, times);
+            r = co_add_l2(&w->list, off, w->active ? times : 0, times);
     }
     return r;
 }
@@ -394,7 +393,7 @@ static int co_collect_l2(struct check *c, struct l1_walk *w)
     w->active = false;
     if (r == 0)
         r = co_check_sweep(c, c->snapshots, c->n_snapshots, co_take_l1);
-    sort_and_join(&w->list);
+    co_sort_and_join(&w->list);
     return r;
 }
 

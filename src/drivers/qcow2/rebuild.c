@@ -53,7 +53,7 @@ static int co_mark_window(struct check *c)
     struct rebuild *b = c->rebuilding;
     CLEANUP(free) uint64_t *pages = NULL;
     size_t n;
-    int r = qcow2_counts_pages(c->counts, &pages, &n);
+    int r = co_check_pages(c, &pages, &n);
 
     for (size_t i = 0; r == 0 && i < n; i++) {
         r = co_check_breathe(c, QCOW2_COUNTS_PAGE);
