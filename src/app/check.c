@@ -147,7 +147,8 @@ int cmd_check(int argc, char **argv)
         "check", "IMAGE", 1, 1,
         "See whether a qcow2 image is consistent, and repair it. Exits with 0 when it is (or is\n"
         "now), 2 when it is corrupt, 3 when clusters are leaked, which does no harm; 1 when it\n"
-        "could not be checked, 63 when its format has nothing to check.",
+        "could not be checked, or the repair was refused (--json tells what was found), 63 when\n"
+        "its format has nothing to check.",
         options, "  stillpoint check --repair leaks disk.qcow2",
     };
     const char *format;
@@ -167,8 +168,11 @@ int cmd_check(int argc, char **argv)
                   format);
         return CHECK_NOT_SUPPORTED;
     }
-    if (offline_run(co_check, &c, &c.err) < 0)
+    if (offline_run(co_check, &c, &c.err) < 0) {
+        if (c.json && c.result.checked)          /* the repair was refused: what was found */
+            (void)cli_put_json(command.name, to_json(&c));
         return cli_fail(command.name, &c.err);
+    }
     if (c.json)
         status = cli_put_json(command.name, to_json(&c));
     else {

@@ -61,9 +61,10 @@ def poke(image, at, value, fmt=">Q"):
 
 def refuses(image, *words, repairs=("leaks", "all")):
     before = open(image, "rb").read()
+    found = json.loads(stillpoint("check", "--json", image, check=False).stdout)
     for repair in repairs:
-        done = stillpoint("check", "--repair", repair, image, check=False)
-        assert done.returncode == 1
+        done = stillpoint("check", "--repair", repair, "--json", image, check=False)
+        assert done.returncode == 1 and json.loads(done.stdout) == found and found["corruptions"]
         assert all(word in done.stderr for word in words), done.stderr
         assert open(image, "rb").read() == before
 

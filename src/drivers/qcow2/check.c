@@ -273,6 +273,7 @@ static int co_check_once(struct check *c)
         r = co_check_windows(c, co_check_compare);
     c->judging = false;
     res->image_end = (c->highest + 1) * c->cluster_size;
+    res->checked = r == 0;
     return r;
 }
 

@@ -23,6 +23,7 @@ struct qcow2_check_result {
     uint64_t corruptions_fixed, leaks_fixed;
     uint64_t image_end;          /* bytes: behind the last cluster in use */
     uint64_t total, allocated, fragmented, compressed;   /* guest clusters */
+    bool checked;                /* a check came to its end: this is what the last one found */
 };
 
 struct qcow2_check_opts {
@@ -39,8 +40,9 @@ struct qcow2_check_opts {
  * writable and the caller's alone. True: *ret says what was found (and is there
  * still, after a repair). False with @err when it could not be checked: no qcow2
  * image that this version knows, an I/O error, out of memory; a repair may
- * have been begun then, and is safe to begin again. Memory is bounded
- * (LIMIT_QCOW2_CHECK_*) whatever the image says. Coroutine on the node's loop. */
+ * have been begun then, and is safe to begin again. False too, but with ret->checked,
+ * when a repair was refused. Memory is bounded (LIMIT_QCOW2_CHECK_*) whatever the image
+ * says. Coroutine on the node's loop. */
 MUST_CHECK bool co_qcow2_check(struct node *file, const struct qcow2_check_opts *opts,
                                struct qcow2_check_result *ret, struct err *err);
 

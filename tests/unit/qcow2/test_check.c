@@ -120,7 +120,7 @@ static void keep(void)
 static void expect_same_verdict(const struct qcow2_check_result *ours,
                                 const struct qcow2_check_result *theirs, const char *what)
 {
-    if (!memcmp(ours, theirs, sizeof(*ours)))
+    if (!memcmp(ours, theirs, offsetof(struct qcow2_check_result, checked)))
         return;
     keep();
     fail_msg("%s: ours / theirs: corruptions %" PRIu64 "/%" PRIu64 ", leaks %" PRIu64 "/%" PRIu64
