@@ -136,6 +136,18 @@ static int co_lengthen_data(struct qcow2 *s, uint64_t size)
     return r;
 }
 
+/* Version 2 has no zero flag to hide what the backing file has behind the old end. */
+static bool cannot_hide(const struct qcow2 *s, struct err *err)
+{
+    if (!qcow2_backing(s) && s->names_backing)
+        return err_set(err, -ENOTSUP, "A version 2 image cannot grow while its backing file, which "
+                       "may be longer than it, is not open: open it with its backing file, or "
+                       "make it one of version 3 ('qemu-img amend -o compat=1.1')");
+    return err_set(err, -ENOTSUP, "A version 2 image cannot grow over a backing file that is "
+                   "longer: make it one of version 3 ('qemu-img amend -o compat=1.1'), or copy "
+                   "it to one ('stillpoint convert')");
+}
+
 static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
 {
     struct node *n = s->node;
@@ -160,8 +172,8 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
         r = co_lengthen_l1(s, (uint32_t)entries);
     if (r == 0 && size > n->size)
         r = co_zero_revealed(s, n->size, size);
-    if (r == -ENOTSUP)
-        return err_set(err, r, "A version 2 image over a longer backing file cannot grow");
+    if (r == -ENOTSUP && s->geo.version < 3)
+        return cannot_hide(s, err);
     if (r == 0)
         r = size < n->size ? co_qcow2_shrink(s, size) : co_qcow2_set_size(s, size);
     if (r == 0 && s->geo.data_file && size < node_size(s->data))

@@ -167,6 +167,36 @@ CO_TEST(growing_without_the_backing_file_hides_it)
     co_node_unref(n);
 }
 
+/* Both ways that are told to those who would have to hide one do help. */
+CO_TEST(version_2_cannot_hide_a_longer_backing_file)
+{
+    struct err err = ERR_INIT;
+    struct node *n;
+
+    make_base();
+    must_run("rm -f r.qcow2 && qemu-img create -q -f qcow2 -o compat=0.10 -b base.raw -F raw "
+             "r.qcow2 1M");
+    n = co_open_image("r.qcow2", ", 'backing': null");
+    assert_false(co_node_resize(n, 2 * MiB, &err));
+    assert_non_null(strstr(err.text, "is not open: open it with its backing file"));
+    co_node_unref(n);
+    n = co_open_image("r.qcow2", "");
+    assert_false(co_node_resize(n, 2 * MiB, &err));
+    assert_non_null(strstr(err.text, "over a backing file that is longer"));
+    assert_int_equal(node_size(n), MiB);
+    co_node_unref(n);
+    must_run("qemu-img amend -f qcow2 -o compat=1.1 r.qcow2");
+    n = co_open_image("r.qcow2", "");
+    assert_true(co_node_resize(n, 2 * MiB, NULL));
+    co_expect(n, MiB, MiB, 0);
+    co_node_unref(n);
+    must_run("qemu-img create -q -f qcow2 -o compat=0.10 -b base.raw -F raw r.qcow2 64M");
+    n = co_open_image("r.qcow2", "");
+    assert_true(co_node_resize(n, 65 * MiB, NULL));
+    co_node_unref(n);
+    expect_clean("r.qcow2", false);
+}
+
 CO_TEST(version_2_with_snapshots_cannot)
 {
     struct err err = ERR_INIT;
@@ -334,6 +364,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(disks_that_grow_and_shrink_in_turn),
         cmocka_unit_test(what_was_behind_the_end_is_given_back),
         cmocka_unit_test(growing_without_the_backing_file_hides_it),
+        cmocka_unit_test(version_2_cannot_hide_a_longer_backing_file),
         cmocka_unit_test(version_2_with_snapshots_cannot),
         cmocka_unit_test(a_power_cut_leaves_one_of_the_sizes),
         cmocka_unit_test(clusters_allocated_before_they_are_written),
