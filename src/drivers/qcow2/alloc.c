@@ -266,19 +266,6 @@ static int co_fit_to_data(struct qcow2 *s, struct qcow2_fill *f)
     return co_qcow2_data_grow(s, end + f->tail);
 }
 
-/* A data file is a hole where nothing was written yet, though it need not be: what is
- * zero there already need not be made so. */
-static void co_see_zeros(struct qcow2 *s, struct qcow2_fill *f)
-{
-    uint64_t begin = f->host - f->head, len = f->head + f->len + f->tail;
-    struct block_status st;
-
-    if (!s->geo.data_file || !f->source_zero || !(f->head | f->tail))
-        return;
-    f->host_zero = co_node_status(s->data, begin, len, &st) == 0 && (st.flags & STATUS_ZERO) &&
-                   st.len >= len;
-}
-
 /* Let others write beside this. */
 static void share(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
                   const struct qcow2_fill *f)
@@ -323,7 +310,6 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
     c->host = space.host;
     r = co_fit_to_data(s, &f);
     if (r == 0) {
-        co_see_zeros(s, &f);
         share(s, c, e, &f);
         r = co_qcow2_fill(s, &f);
     }

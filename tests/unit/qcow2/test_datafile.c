@@ -9,14 +9,6 @@
 #include "qcow2_test.h"
 #include <sys/stat.h>
 
-static uint64_t file_bytes(const char *name)
-{
-    struct stat st;
-
-    assert_int_equal(stat(work_path(name), &st), 0);
-    return (uint64_t)st.st_blocks * 512;
-}
-
 static void co_refused(const char *name, const char *more, const char *words)
 {
     co_open_refused(words, "{'driver': 'qcow2', 'file': {'driver': 'file', 'filename': '%s'}%s}",
@@ -263,41 +255,6 @@ CO_TEST(data_is_flushed_before_its_entry)
     co_node_unref(n);
 }
 
-/* The rest of a cluster that is a hole already is not written, and what another left there
- * does not show. */
-CO_TEST(a_first_write_to_a_cluster_writes_what_is_needed)
-{
-    static const char *const options[] = { "", ",data_file_raw=on", ",extended_l2=on" };
-
-    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
-        struct node *n;
-
-        must_run("rm -f w.data && qemu-img create -q -f qcow2 -o data_file=w.data%s w.qcow2 9M",
-                 options[i]);
-        n = co_open_image("w.qcow2", "");
-        for (uint64_t off = 0; off < 2 * MiB; off += 64 * KiB)
-            co_fill(n, off + 8192, 4096, 7);
-        co_fill(n, 3 * MiB + 5000, 10, 8);
-        assert_int_equal(co_node_flush(n), 0);
-        /* QEMU has written the first block, so the first cluster is no hole. */
-        assert_true(file_bytes("w.data") <= 36 * 4096 + 64 * KiB);
-        co_node_unref(n);
-        must_run("qemu-io -f qcow2 -c 'read -P 0 0 8k' -c 'read -P 7 8k 4k' -c 'read -P 0 12k 60k' "
-                 "-c 'read -P 8 3150728 10' -c 'read -P 0 3150738 50000' w.qcow2 | tee o; "
-                 "! grep -i fail o");
-        expect_clean("w.qcow2", false);
-    }
-    must_run("qemu-io -f raw -c 'write -P 9 4M 64k' w.data");
-    struct node *n = co_open_image("w.qcow2", "");
-
-    co_fill(n, 4 * MiB + 5000, 10, 8);
-    co_expect(n, 4 * MiB, 5000, 0);
-    co_expect(n, 4 * MiB + 5010, 60000 - 5010, 0);
-    co_node_unref(n);
-    must_run("qemu-io -f qcow2 -c 'read -P 0 4M 5000' -c 'read -P 0 4199314 60000' w.qcow2 "
-             "| tee o; ! grep -i fail o");
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -308,7 +265,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_data_file_is_locked_as_the_image_is),
         cmocka_unit_test(a_cluster_in_another_place_is_an_error),
         cmocka_unit_test(data_is_flushed_before_its_entry),
-        cmocka_unit_test(a_first_write_to_a_cluster_writes_what_is_needed),
     };
 
     return drivers_test_main(argc, argv, __FILE__, tests, ARRAY_SIZE(tests));
