@@ -103,6 +103,9 @@ MUST_CHECK bool edge_attach_child(struct node *parent, const char *role, struct 
                                   unsigned perms, unsigned shared, struct err *err);
 /* Free the edge and hand over its reference to the child. */
 struct node *edge_unlink(struct edge *e);
+/* The node above that writes to @child at times of its own; NULL: what reaches it is what
+ * somebody asks for. Borrowed. */
+struct node *node_written_by(const struct node *child);
 /* "block export 'e0'", "node 'top' as its backing". */
 void edge_describe(const struct edge *e, char *buf, size_t size);
 

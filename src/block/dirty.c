@@ -68,7 +68,11 @@ static bool check_opts(struct node *n, const struct dirty_bitmap_opts *o, uint32
                        struct err *err)
 {
     size_t len = strlen(o->name);
+    const struct node *above = node_written_by(n);
 
+    if (above)
+        return err_set(err, -EBUSY, "Node '%s' is written to by '%s' at times of its own: keep "
+                       "the bitmap at '%s'", n->name, above->name, above->name);
     if (!len)
         return err_set(err, -EINVAL, "Bitmap name cannot be empty");
     if (!is_power_of_2(granularity) || granularity < DIRTY_GRANULARITY_MIN)

@@ -151,13 +151,54 @@ static bool count_depth(struct node *parent, bool backing, const struct node *ch
     return true;
 }
 
+/* Whether what it does to its child is what it is asked for, and no more. */
+static bool passes_on(const struct node *n)
+{
+    return n->drv->is_filter || n->drv->fixed_offset;
+}
+
+/* As a format does with its metadata: behind no door, and making the child longer. */
+static bool writes_by_itself(const struct node *parent, unsigned perms)
+{
+    return (perms & EDGE_RESIZE) && !passes_on(parent);
+}
+
+struct node *node_written_by(const struct node *child)
+{
+    struct node *above;
+    struct edge *e;
+
+    list_for_each(e, &child->core->parents, in_child) {
+        if (!e->parent || !(e->perms & EDGE_WRITE))
+            continue;
+        above = writes_by_itself(e->parent, e->perms) ? e->parent
+                : passes_on(e->parent) ? node_written_by(e->parent) : NULL;
+        if (above)
+            return above;
+    }
+    return NULL;
+}
+
+/* The node at or below @n that has dirty bitmaps and gets what is written to @n. */
+static struct node *with_bitmaps(struct node *n)
+{
+    while (n && list_empty(&n->core->bitmaps))
+        n = passes_on(n) ? edge_node(n->file) : NULL;
+    return n;
+}
+
 bool edge_attach_child(struct node *parent, const char *role, struct node *child, unsigned perms,
                        unsigned shared, struct err *err)
 {
     struct edge **field = role_field(parent, role);
+    const struct node *kept = writes_by_itself(parent, perms) ? with_bitmaps(child) : NULL;
     struct edge *e = NULL;
 
     assert(strlen(role) < EDGE_ROLE_MAX && !node_child(parent, role));
+    if (kept)       /* I-B7 */
+        return err_set(err, -EBUSY, "Node '%s' has dirty bitmaps, and '%s' would write to it at "
+                       "times of its own: remove them with block-dirty-bitmap-remove, and keep "
+                       "such at '%s'", kept->name, parent->name, parent->name);
     if (count_depth(parent, field == &parent->backing, child, err))
         e = attach(child, perms, shared, err);
     if (!e)

@@ -137,6 +137,26 @@ CO_TEST(what_is_stored_is_not_stored_again)
     must_run("cmp b.qcow2 as_it_was");
 }
 
+/* I-B7 */
+CO_TEST(the_file_of_an_image_keeps_none)
+{
+    struct err err = ERR_INIT;
+    struct node *n, *file;
+
+    qemu_make();
+    n = co_open_image("b.qcow2", "");
+    assert_null(dirty_bitmap_add(edge_node(n->file), &(struct dirty_bitmap_opts){ .name = "x" },
+                                 &err));
+    assert_non_null(strstr(err.text, "keep the bitmap at"));
+    co_node_unref(n);
+    file = co_test_open("{'driver':'file','node-name':'f','filename':'%s'}",
+                        work_path("b.qcow2"));
+    assert_non_null(dirty_bitmap_add(file, &(struct dirty_bitmap_opts){ .name = "x" }, &err));
+    co_test_open_fails(&err, "{'driver':'qcow2','file':'f'}");
+    assert_non_null(strstr(err.text, "has dirty bitmaps"));
+    co_node_unref(file);
+}
+
 /* Changes by command are on the disk, or known to be missing there, after a crash. */
 CO_TEST(a_crash_leaves_no_bitmap_that_lacks_something)
 {
@@ -311,6 +331,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bitmaps_of_qemu_are_followed),
         cmocka_unit_test(what_is_stored_is_not_stored_again),
+        cmocka_unit_test(the_file_of_an_image_keeps_none),
         cmocka_unit_test(a_crash_leaves_no_bitmap_that_lacks_something),
         cmocka_unit_test(a_snapshot_that_is_gone_back_to_spoils_them),
         cmocka_unit_test(what_cannot_be_kept_is_refused),
