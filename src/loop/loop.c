@@ -285,7 +285,7 @@ static bool anything_to_do(struct loop *loop)
  * with longer and longer pauses. That covers the guest with few requests, and
  * the one that cannot answer because we have the CPU that it needs. */
 
-#define POLL_NS (32 * NSEC_PER_USEC)
+#define POLL_NS (64 * NSEC_PER_USEC)
 #define MISS_COST 4
 #define SCORE_MAX 32
 #define PAUSE_MIN 32U
