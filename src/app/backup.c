@@ -70,6 +70,7 @@ static void free_disks(struct backup_command *c)
         struct backup_disk *d = &c->disks[i];
 
         target_name_done(&d->target);
+        json_decref(c->jobs[i].guest);
         free(d->made);
         free(d->node);
         free(d->job);
@@ -247,6 +248,8 @@ static json_t *event_of(const struct backup_command *c, const char *name, bool w
         }
         if (with_bytes)
             json_object_set_new(one, "bytes", json_integer((json_int_t)c->jobs[i].current));
+        if (with_bytes && c->jobs[i].guest)
+            json_object_set(one, "guest-latency", c->jobs[i].guest);
         json_array_append_new(disks, one);
     }
     if (c->to)
@@ -268,6 +271,24 @@ static void tell_started(struct backup_command *c)
     if (c->sync == SYNC_NONE && progress_for_people(&c->progress))
         printf("The instant is taken; Ctrl-C or 'stillpoint complete %s' ends the backup\n",
                c->disks[0].job);
+}
+
+/* What keeping the old data has cost who wrote the disk meanwhile. */
+static void tell_guest(const struct backup_command *c, size_t i)
+{
+    const json_t *guest = c->jobs[i].guest;
+    json_int_t writes = json_integer_value(json_object_get(guest, "writes"));
+    static const char *const keys[] = { "p50-ns", "p99-ns", "p999-ns", "max-ns" };
+    char text[ARRAY_SIZE(keys)][HUMAN_TEXT];
+
+    if (!writes)
+        return;
+    for (size_t k = 0; k < ARRAY_SIZE(keys); k++)
+        human_latency((uint64_t)json_integer_value(json_object_get(guest, keys[k])), text[k]);
+    printf("%lld writes to '%s' meanwhile, %lld of them made longer: by %s (median), %s (99 %%), "
+           "%s (99.9 %%), %s (longest)\n", (long long)writes, c->disks[i].source,
+           (long long)json_integer_value(json_object_get(guest, "delayed")), text[0], text[1],
+           text[2], text[3]);
 }
 
 static void tell_done(struct backup_command *c)
@@ -293,6 +314,8 @@ static void tell_done(struct backup_command *c)
                instant, i + 1 < c->n_disks ? "at the same instant:\n" : "");
     printf("%s in %s, %s/s\n", human_size(bytes, size), duration,
            human_size((uint64_t)((double)bytes / seconds), rate));
+    for (size_t i = 0; i < c->n_disks; i++)
+        tell_guest(c, i);
 }
 
 /* Remove what was begun; the first of it that cannot be removed. */

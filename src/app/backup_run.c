@@ -187,6 +187,8 @@ static void completed(struct backup_run *r, struct backup_run_job *job, const js
 
     job->current = bytes_of(data, "offset");
     job->total = bytes_of(data, "len");
+    json_decref(job->guest);
+    job->guest = json_incref(json_object_get(data, "guest-latency"));
     if (!error)
         return;
     /* The others were cancelled because of the first. */

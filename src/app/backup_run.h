@@ -20,6 +20,8 @@ enum backup_end {
 struct backup_run_job {
     const char *id;            /* borrowed */
     uint64_t current, total;   /* as last heard, bytes */
+    json_t *guest;             /* what it cost the disk's writers, when it is over (docs/qmp.md,
+                                * guest-latency); NULL: not told. The caller frees it */
 };
 
 struct backup_run {

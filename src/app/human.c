@@ -35,6 +35,20 @@ char *human_duration(uint64_t seconds, char buf[static HUMAN_TEXT])
     return buf;
 }
 
+char *human_latency(uint64_t ns, char buf[static HUMAN_TEXT])
+{
+    static const char *const units[] = { "ns", "us", "ms", "s" };
+    double v = (double)ns;
+    unsigned u = 0;
+
+    while (v >= 999.5 && u + 1 < ARRAY_SIZE(units)) {
+        v /= 1000;
+        u++;
+    }
+    snprintf(buf, HUMAN_TEXT, v < 999.5 ? "%.3g %s" : "%.0f %s", v, units[u]);
+    return buf;
+}
+
 static bool drop_ending(char *text, const char *ending)
 {
     size_t n = strlen(text), e = strlen(ending);

@@ -321,13 +321,18 @@ int co_view_before_write(struct node_notifier *self, uint64_t off, uint64_t len)
     struct view *v = container_of(self, struct view, notifier);
     uint64_t first = view_first_granule(off);
     uint64_t end = MIN(view_end_granule(off, len), v->granules);
+    uint64_t begin;
     int r;
 
     /* I-V4: what is done stays done, so one look is enough. */
-    if (LIKELY(first >= end || view_next_open(v, first, end) == end))
+    if (LIKELY(first >= end || view_next_open(v, first, end) == end)) {
+        histogram_add_zero(&v->added);
         return 0;
+    }
     view_ref(v);
+    begin = loop_now();
     r = co_capture_range(v, first, end);
+    histogram_add(&v->added, loop_now() - begin);
     view_unref(v);
     return r;
 }

@@ -413,3 +413,8 @@ void view_get_stats(const struct view *v, struct view_stats *ret)
     };
     store_usage(v->store, &ret->memory, &ret->file);
 }
+
+void view_get_added(const struct view *v, struct histogram_summary *ret)
+{
+    histogram_summarize(&v->added, ret);
+}

@@ -25,6 +25,7 @@
 #ifndef CBW_VIEW_IMPL_H
 #define CBW_VIEW_IMPL_H
 
+#include "base/histogram.h"
 #include "block/disk.h"
 #include "cbw/store.h"
 #include "cbw/view.h"
@@ -62,6 +63,7 @@ struct view {
     uint64_t capture_bytes;
     struct waitq slots;            /* guests waiting for n_captures or capture_bytes to fall */
     unsigned n_waiting;
+    struct histogram added;        /* ns by which each write became longer */
     struct list spare;             /* captures that are over, for the reuse of their buffers */
     uint64_t spare_bytes;
 };

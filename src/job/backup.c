@@ -131,6 +131,7 @@ static void close_view(struct backup *b)
     show_progress(b);
     worklist_free(MOVE(b->list));
     view_remove_listener(&b->listener);
+    view_get_added(b->view, &b->guest.added);
     b->ended = view_ref(b->view);
     view_close(MOVE(b->view));
 }
@@ -363,11 +364,22 @@ static void backup_concluded(void *state, int ret)
     backup_bitmap_end(&b->bitmap, ret);
 }
 
+static void backup_query(const void *state, struct job_info *ret)
+{
+    const struct backup *b = state;
+
+    ret->has_guest = true;
+    ret->guest = b->guest;
+    if (b->view)
+        view_get_added(b->view, &ret->guest.added);
+}
+
 const struct job_ops backup_job_ops = {
     .type = "backup",
     .co_run = co_backup_run,
     .free = free,
     .concluded = backup_concluded,
+    .query = backup_query,
     .speed_changed = backup_speed_changed,
 };
 
@@ -375,6 +387,7 @@ const struct job_ops backup_none_job_ops = {
     .type = "backup",
     .co_run = co_backup_run,
     .free = free,
+    .query = backup_query,
     .speed_changed = backup_speed_changed,
     .drains = true,
 };

@@ -37,6 +37,7 @@ struct backup {
     unsigned retry_head, n_retries;
     uint64_t retry_at, backoff;    /* ns */
 
+    struct job_guest guest;        /* as it was when the view ended */
     bool finishing;                /* sync=none: only what is captured now is still copied */
     bool flushing, flushed;
     int ret;                       /* < 0: the job has failed, with err */

@@ -532,6 +532,8 @@ void job_query(struct job *job, struct job_info *ret)
         .iostatus = job->iostatus,
         .ret = job->ret,
     };
+    if (job->ops->query)
+        job->ops->query(job->state, ret);
     snprintf(ret->id, sizeof(ret->id), "%s", job->id);
     snprintf(ret->error, sizeof(ret->error), "%s", job->ret < 0 ? job->err.text : "");
 }

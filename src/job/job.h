@@ -31,6 +31,7 @@
 #define JOB_JOB_H
 
 #include "base/err.h"
+#include "base/histogram.h"
 #include "loop/co_sync.h"
 
 #define JOB_ID_MAX 256     /* with the terminator */
@@ -90,6 +91,11 @@ struct job_events {
     void (*finished)(void *arg, struct job *job, int ret, const struct err *err);
 };
 
+/* What a job has cost those who write its source. */
+struct job_guest {
+    struct histogram_summary added;    /* ns that each write became longer by */
+};
+
 struct job_info {
     char id[JOB_ID_MAX];
     const char *type;             /* QAPI's JobType: "backup" */
@@ -102,6 +108,8 @@ struct job_info {
     bool cancelling;              /* cancelled, not concluded yet */
     bool auto_finalize, auto_dismiss;
     enum job_iostatus iostatus;
+    bool has_guest;
+    struct job_guest guest;
     int ret;                      /* when concluded or aborting: 0 or -errno */
     char error[1024];             /* why, when ret < 0 */
 };
@@ -155,6 +163,8 @@ struct job_ops {
     /* How it ended is final: 0 or -errno, and nobody was told yet. Must not suspend. May be
      * NULL. */
     void (*concluded)(void *state, int ret);
+    /* What this kind of job has to tell of itself; may be NULL. */
+    void (*query)(const void *state, struct job_info *ret);
     /* Optional notes, called before the job is woken. */
     void (*speed_changed)(void *state, uint64_t speed);
     /* job_complete and a soft job_cancel are allowed while running, and

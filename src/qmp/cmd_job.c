@@ -205,6 +205,8 @@ struct qapi_job_info {
     char *id;
     int type, status;
     int64_t current, total;
+    bool has_guest;
+    struct guest_latency guest;
     bool has_error;
     char *error;
 };
@@ -217,6 +219,7 @@ static const struct schema_type qapi_job_info_type = {
         SCHEMA_REQUIRED(struct qapi_job_info, current, "current-progress", &schema_int, NULL),
         SCHEMA_REQUIRED(struct qapi_job_info, total, "total-progress", &schema_int, NULL),
         SCHEMA_OPTIONAL(struct qapi_job_info, error, "error", &schema_str, NULL),
+        SCHEMA_OPTIONAL(struct qapi_job_info, guest, "guest-latency", &guest_latency_type, NULL),
         SCHEMA_END,
     },
 };
@@ -230,6 +233,8 @@ struct block_job_info {
     char *device;
     int64_t len, offset, speed;
     bool busy, paused, ready, auto_finalize, auto_dismiss;
+    bool has_guest;
+    struct guest_latency guest;
     bool has_error;
     char *error;
 };
@@ -250,6 +255,7 @@ static const struct schema_type block_job_info_type = {
         BJI(auto_finalize, "auto-finalize", &schema_bool),
         BJI(auto_dismiss, "auto-dismiss", &schema_bool),
         SCHEMA_OPTIONAL(struct block_job_info, error, "error", &schema_str, NULL),
+        SCHEMA_OPTIONAL(struct block_job_info, guest, "guest-latency", &guest_latency_type, NULL),
         SCHEMA_END,
     },
 };
@@ -304,6 +310,8 @@ static void co_add_job(struct job *job, void *arg)
         .status = (int)info.status,
         .current = (int64_t)info.current,
         .total = (int64_t)info.total,
+        .has_guest = info.has_guest,
+        .guest = guest_latency_of(&info),
         .has_error = info.ret < 0,
         .error = info.ret < 0 ? xstrdup(info.error) : NULL,
     };
@@ -338,6 +346,8 @@ static void co_add_block_job(struct job *job, void *arg)
         .ready = info.ready,
         .auto_finalize = info.auto_finalize,
         .auto_dismiss = info.auto_dismiss,
+        .has_guest = info.has_guest,
+        .guest = guest_latency_of(&info),
         .has_error = info.ret < 0,
         .error = info.ret < 0 ? xstrdup(info.error) : NULL,
     };

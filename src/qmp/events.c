@@ -48,10 +48,35 @@ static const struct schema_type status_change_type = {
     },
 };
 
+#define GL(field, json) SCHEMA_REQUIRED(struct guest_latency, field, json, &schema_int, NULL)
+const struct schema_type guest_latency_type = {
+    .name = "JobGuestLatency", .kind = SCHEMA_STRUCT, .size = sizeof(struct guest_latency),
+    .members = (const struct schema_member[]){
+        GL(writes, "writes"), GL(delayed, "delayed"), GL(p50, "p50-ns"), GL(p99, "p99-ns"),
+        GL(p999, "p999-ns"), GL(max, "max-ns"), SCHEMA_END,
+    },
+};
+
+struct guest_latency guest_latency_of(const struct job_info *info)
+{
+    const struct histogram_summary *s = &info->guest.added;
+
+    return (struct guest_latency){
+        .writes = (int64_t)s->count,
+        .delayed = (int64_t)s->above_zero,
+        .p50 = (int64_t)s->p50,
+        .p99 = (int64_t)s->p99,
+        .p999 = (int64_t)s->p999,
+        .max = (int64_t)s->max,
+    };
+}
+
 struct block_job_end {
     int type;
     char *device;
     int64_t len, offset, speed;
+    bool has_guest;
+    struct guest_latency guest;
     bool has_error;
     char *error;
 };
@@ -60,7 +85,8 @@ struct block_job_end {
     SCHEMA_REQUIRED(struct block_job_end, device, "device", &schema_str, NULL), \
     SCHEMA_REQUIRED(struct block_job_end, len, "len", &schema_int, NULL), \
     SCHEMA_REQUIRED(struct block_job_end, offset, "offset", &schema_int, NULL), \
-    SCHEMA_REQUIRED(struct block_job_end, speed, "speed", &schema_int, NULL)
+    SCHEMA_REQUIRED(struct block_job_end, speed, "speed", &schema_int, NULL), \
+    SCHEMA_OPTIONAL(struct block_job_end, guest, "guest-latency", &guest_latency_type, NULL)
 static const struct schema_type block_job_end_type = {
     .name = "q_obj_BLOCK_JOB_CANCELLED-arg", .kind = SCHEMA_STRUCT,
     .size = sizeof(struct block_job_end),
@@ -265,6 +291,8 @@ static void post_end(struct qmp *q, const char *name, const struct schema_type *
         .len = (int64_t)info.total,
         .offset = (int64_t)info.current,
         .speed = (int64_t)info.speed,
+        .has_guest = info.has_guest,
+        .guest = guest_latency_of(&info),
         .has_error = info.ret < 0,
         .error = info.error,
     };

@@ -126,4 +126,12 @@ struct node *qmp_find_device(struct qmp *q, const char *device, struct err *err)
 /* Enums of jobs (QEMU qapi/job.json). */
 extern const struct schema_type job_type_enum, job_status_enum;
 
+/* What a job tells of those who write its source (docs/qmp.md): a struct guest_latency. */
+extern const struct schema_type guest_latency_type;
+struct guest_latency {
+    int64_t writes, delayed;
+    int64_t p50, p99, p999, max;       /* ns */
+};
+struct guest_latency guest_latency_of(const struct job_info *info);
+
 #endif

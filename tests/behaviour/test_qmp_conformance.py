@@ -470,6 +470,7 @@ HOW_IT_WORKS = {
     "len", "offset",        # we count what is to be copied, not the whole disk
     "current-progress", "total-progress",
     "busy",
+    "guest-latency",        # QEMU does not tell
     "active",               # since QEMU 10
 }
 

@@ -47,6 +47,23 @@ static void durations_have_two_units(void **state)
     assert_true(strlen(human_duration(UINT64_MAX, buf)) < HUMAN_TEXT);
 }
 
+static void latencies_have_three_digits(void **state)
+{
+    static const struct {
+        uint64_t ns;
+        const char *text;
+    } cases[] = {
+        { 0, "0 ns" },          { 999, "999 ns" },        { 1000, "1 us" },
+        { 12345, "12.3 us" },   { 999499, "999 us" },     { 999500, "1 ms" },
+        { 4771234, "4.77 ms" }, { 45000000000, "45 s" },  { 4500000000000, "4500 s" },
+    };
+    char buf[HUMAN_TEXT];
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+        assert_string_equal(human_latency(cases[i].ns, buf), cases[i].text);
+    assert_true(strlen(human_latency(UINT64_MAX, buf)) < HUMAN_TEXT);
+}
+
 static void rates_are_sizes_with_a_second(void **state)
 {
     static const struct {
@@ -81,6 +98,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_have_three_digits),
         cmocka_unit_test(durations_have_two_units),
+        cmocka_unit_test(latencies_have_three_digits),
         cmocka_unit_test(rates_are_sizes_with_a_second),
     };
 
