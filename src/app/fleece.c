@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * stillpoint fleece: a disk of a daemon as it is at this moment, exported read-only
- * over NBD until it is closed.
+ * stillpoint fleece: disks of a daemon as they are at this moment, exported read-only
+ * over NBD until they are closed.
  */
 #include "app/cli.h"
 #include "app/image_name.h"
@@ -41,44 +41,115 @@ static json_t *fleece_args(const struct fleece_command *f, const char *disk, con
     return args;
 }
 
-static int open_fleece(const struct fleece_command *f, struct qmp_client *c, const char *disk)
+static int tell(const json_t *info)
 {
-    CLEANUP(json_decref) json_t *info = NULL;
-    struct err err = ERR_INIT;
-    CLEANUP(free) char *dir = NULL;
-    const char *uri;
+    const char *uri = json_string_value(json_object_get(info, "uri"));
 
-    if (f->scratch_dir && !(dir = image_absolute_path(f->scratch_dir, &err)))
-        return cli_fail("fleece", &err);
-    if (!qmp_client_execute(c, "blockdev-fleece", fleece_args(f, disk, dir), &info, &err))
-        return cli_fail("fleece", &err);
-    if (f->json)
-        return cli_put_json("fleece", json_incref(info));
-    uri = json_string_value(json_object_get(info, "uri"));
-    puts(uri ? uri : json_string_value(json_object_get(info, "name")));
+    puts(uri ? uri : json_string_value(json_object_get(info, "id")));
     return cli_end_output("fleece");
 }
 
-static int close_fleece(struct qmp_client *c, const char *name)
+static int open_one(const struct fleece_command *f, struct qmp_client *c, const char *disk,
+                    const char *dir)
 {
+    CLEANUP(json_decref) json_t *info = NULL;
     struct err err = ERR_INIT;
 
-    if (qmp_client_execute(c, "block-export-del",
-                           json_pack("{s:o, s:s}", "id", schema_json_str(name), "mode", "hard"),
-                           NULL, &err))
-        return EXIT_OK;
-    return cli_fail("fleece", &err);
+    if (!qmp_client_execute(c, "blockdev-fleece", fleece_args(f, disk, dir), &info, &err))
+        return cli_fail("fleece", &err);
+    return f->json ? cli_put_json("fleece", json_incref(info)) : tell(info);
 }
 
-/* @disk is the one that is shown; with --close, the export that was made. */
-static int run(const struct fleece_command *f, const char *disk)
+/* What the daemon says of each of the exports, in the order of @ids: a new reference. */
+static json_t *find_exports(struct qmp_client *c, const json_t *ids, struct err *err)
+{
+    CLEANUP(json_decref) json_t *all = NULL;
+    json_t *found = json_array(), *id, *info;
+    size_t i, k;
+
+    if (!qmp_client_execute(c, "query-block-exports", NULL, &all, err)) {
+        json_decref(found);
+        return NULL;
+    }
+    json_array_foreach(ids, i, id) {
+        json_array_foreach(all, k, info) {
+            if (json_equal(json_object_get(info, "id"), id))
+                json_array_append(found, info);
+        }
+    }
+    return found;
+}
+
+/* At one instant, or none. */
+static int open_many(const struct fleece_command *f, struct qmp_client *c, char *const *disks,
+                     size_t n, const char *dir)
+{
+    CLEANUP(json_decref) json_t *ids = json_array();
+    CLEANUP(json_decref) json_t *infos = NULL;
+    json_t *actions = json_array(), *info;
+    struct err err = ERR_INIT;
+    size_t k;
+
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP(free) char *id = xasprintf("%s-fleece", disks[i]);
+        json_t *args = fleece_args(f, disks[i], dir);
+
+        json_object_set_new(args, "id", schema_json_str(id));
+        json_array_append_new(ids, schema_json_str(id));
+        json_array_append_new(actions, json_pack("{s:s, s:o}", "type", "blockdev-fleece", "data",
+                                                 args));
+    }
+    if (!qmp_client_execute(c, "transaction", json_pack("{s:o}", "actions", actions), NULL, &err))
+        return cli_fail("fleece", &err);
+    infos = find_exports(c, ids, &err);
+    if (!infos)
+        return cli_fail("fleece", &err);
+    if (f->json)
+        return cli_put_json("fleece", json_incref(infos));
+    json_array_foreach(infos, k, info) {
+        int status = tell(info);
+
+        if (status != EXIT_OK)
+            return status;
+    }
+    return EXIT_OK;
+}
+
+static int open_all(const struct fleece_command *f, struct qmp_client *c, char *const *disks,
+                    size_t n)
+{
+    struct err err = ERR_INIT;
+    CLEANUP(free) char *dir = NULL;
+
+    if (f->scratch_dir && !(dir = image_absolute_path(f->scratch_dir, &err)))
+        return cli_fail("fleece", &err);
+    return n == 1 ? open_one(f, c, disks[0], dir) : open_many(f, c, disks, n, dir);
+}
+
+/* All that can be closed. */
+static int close_all(struct qmp_client *c, char *const *names, size_t n)
+{
+    int status = EXIT_OK;
+
+    for (size_t i = 0; i < n; i++) {
+        json_t *args = json_pack("{s:o, s:s}", "id", schema_json_str(names[i]), "mode", "hard");
+        struct err err = ERR_INIT;
+
+        if (!qmp_client_execute(c, "block-export-del", args, NULL, &err))
+            status = cli_fail("fleece", &err);
+    }
+    return status;
+}
+
+/* @names are the disks that are shown; with --close, the exports that were made. */
+static int run(const struct fleece_command *f, char *const *names, size_t n)
 {
     struct err err = ERR_INIT;
     CLEANUP(qmp_client_free) struct qmp_client *c = qmp_client_connect(f->control, NULL, &err);
 
     if (!c)
         return cli_fail("fleece", &err);
-    return f->close ? close_fleece(c, disk) : open_fleece(f, c, disk);
+    return f->close ? close_all(c, names, n) : open_all(f, c, names, n);
 }
 
 int cmd_fleece(int argc, char **argv)
@@ -86,9 +157,9 @@ int cmd_fleece(int argc, char **argv)
     struct fleece_command f = { .scratch_memory = UINT64_MAX, .cbw_timeout = UINT64_MAX };
     const struct cli_option options[] = {
         { "name", 'n', CLI_TEXT, &f.name, "EXPORT",
-          "of the export; NAME-fleece unless given" },
+          "of the export; NAME-fleece unless given. For one disk" },
         { "bitmap", 'B', CLI_LIST, &f.bitmaps, "BITMAP",
-          "show this dirty bitmap of the disk, as it is now; may be given several times" },
+          "show this dirty bitmap of each disk, as it is now; may be given several times" },
         { "discard", 0, CLI_FLAG, &f.discard, NULL,
           "clients may give up by TRIM what they have read, and the space that keeps it" },
         { "close", 0, CLI_FLAG, &f.close, NULL, "end the export NAME, and free what it keeps" },
@@ -110,13 +181,15 @@ int cmd_fleece(int argc, char **argv)
         { 0 },
     };
     const struct cli_command command = {
-        .name = "fleece", .operands = "NAME", .min_operands = 1, .max_operands = 1,
+        .name = "fleece", .operands = "NAME...", .min_operands = 1, .max_operands = -1,
         .about = "Export a disk of a daemon as it is at this moment, read-only, and go on serving\n"
-                 "it. Prints the export's URI. It stays as it is until it is closed.",
+                 "it. Prints the export's URI. It stays as it is until it is closed. Several\n"
+                 "disks are shown as they are at one moment, a URI a line.",
         .options = options,
         .example = "  uri=$(stillpoint fleece disk --control control.sock)\n"
                    "  nbdcopy $uri monday.raw\n"
-                   "  stillpoint fleece --close disk-fleece --control control.sock",
+                   "  stillpoint fleece --close disk-fleece --control control.sock\n"
+                   "  stillpoint fleece data log --control control.sock",
     };
     int first, status;
 
@@ -125,5 +198,7 @@ int cmd_fleece(int argc, char **argv)
     f.control = cli_control(f.control);
     if (!f.control)
         return cli_no_control(command.name);
-    return run(&f, argv[first]);
+    if (f.name && argc - first > 1)
+        return cli_misuse(command.name, "--name is for one disk");
+    return run(&f, argv + first, (size_t)(argc - first));
 }

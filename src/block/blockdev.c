@@ -200,6 +200,11 @@ static struct node *co_open(const struct blockdev_options *o, struct node *paren
     return n;
 }
 
+struct node *co_node_open_decoded(const struct blockdev_options *o, struct err *err)
+{
+    return co_open(o, NULL, NULL, err);
+}
+
 struct node *co_node_open(const json_t *json, bool keyval, struct err *err)
 {
     struct blockdev_options *o = schema_decode_new(&blockdev_options_type, json, keyval, err);
@@ -207,7 +212,7 @@ struct node *co_node_open(const json_t *json, bool keyval, struct err *err)
     if (!o)
         return NULL;
 
-    struct node *n = co_open(o, NULL, NULL, err);
+    struct node *n = co_node_open_decoded(o, err);
 
     schema_free(&blockdev_options_type, o);
     return n;

@@ -49,6 +49,9 @@ extern const struct schema_type blockdev_ref_type, blockdev_ref_or_null_type;   
  * name must live on this loop. The result holds one reference. On failure
  * nothing is left open. Coroutine. */
 struct node *co_node_open(const json_t *json, bool keyval, struct err *err);
+/* The same from options that are decoded already, to which a driver may have added what users
+ * cannot say. */
+struct node *co_node_open_decoded(const struct blockdev_options *o, struct err *err);
 
 /* A short way for the common case: @format (NULL: raw) over the file, device or
  * nbd URI @filename. "json:{...}" gives the options themselves, under @format only

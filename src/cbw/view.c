@@ -218,6 +218,12 @@ int view_error(const struct view *v, struct err *err)
     return v->error;
 }
 
+/* 0, or why it cannot be read. */
+static int unreadable(const struct view *v)
+{
+    return v->error ? v->error : v->begun ? 0 : -EAGAIN;
+}
+
 /* ---- reading ------------------------------------------------------------------------ */
 
 /* I-V5: look at `held` behind the source read. A granule that is not held now
@@ -254,7 +260,7 @@ int co_view_readv(struct view *v, uint64_t off, uint64_t len, const struct iovec
                   unsigned flags)
 {
     CLEANUP(view_unref) struct view *hold = view_ref(v);
-    int r = v->error;
+    int r = unreadable(v);
 
     assert(range_inside(off, len, v->size));
     if (len == 0 || r < 0)
@@ -298,11 +304,11 @@ int co_view_status(struct view *v, struct node *base, uint64_t off, uint64_t len
     CLEANUP(view_unref) struct view *hold = view_ref(v);
     struct block_status st;
     unsigned depth;
-    int r;
+    int r = unreadable(v);
 
     assert(len > 0 && range_inside(off, len, v->size));
-    if (v->error)
-        return v->error;
+    if (r < 0)
+        return r;
     if (held_status(v, off, len, ret))
         return 0;
     r = co_node_status_above(v->node, base, off, len, &st, &depth);

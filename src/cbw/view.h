@@ -105,7 +105,7 @@ int view_error(const struct view *v, struct err *err);
 /* Read as of the instant. [off, off+len) lies inside the view and iov totals
  * len. REQ_BULK in @flags as for nodes. What the caller has released, or
  * releases before this returns, reads as anything. -errno of the source or the
- * store, or view_error. */
+ * store, view_error, or -EAGAIN before the instant. */
 MUST_CHECK int co_view_readv(struct view *v, uint64_t off, uint64_t len, const struct iovec *iov,
                              int niov, unsigned flags);
 MUST_CHECK int co_view_read(struct view *v, uint64_t off, uint64_t len, void *buf,

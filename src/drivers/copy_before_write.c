@@ -42,6 +42,8 @@ struct cbw_options {
     char *scratch_dir;
     bool has_scratch_memory, has_scratch_limit;
     uint64_t scratch_memory, scratch_limit;
+
+    bool later;                        /* not for users: copy_before_write_later */
 };
 
 struct cbw_state {
@@ -75,6 +77,32 @@ const struct frozen_bitmap *copy_before_write_bitmaps(struct node *n, size_t *re
     return s->bitmaps;
 }
 
+void copy_before_write_later(struct blockdev_options *o)
+{
+    assert(strcmp(o->driver, copy_before_write_driver.name) == 0);
+    ((struct cbw_options *)o->own)->later = true;
+}
+
+void copy_before_write_begin(struct node *n)
+{
+    struct cbw_state *s = n->state;
+
+    assert(n->drv == &copy_before_write_driver);
+    for (size_t i = 0; i < s->n_bitmaps; i++) {
+        struct frozen_bitmap *f = &s->bitmaps[i];
+        const struct dirty_bitmap *bm = dirty_bitmap_find(child(n), f->name, NULL);
+        const char *why;
+
+        assert(bm && dirty_bitmap_granularity(bm) == f->granularity);
+        why = dirty_bitmap_inconsistent(bm);
+        if (why)
+            f->inconsistent = xstrdup(why);
+        else
+            bitmap_merge(f->bits, dirty_bitmap_bits(bm));
+    }
+    view_begin(s->view);
+}
+
 json_t *copy_before_write_info(struct node *n, const char *type)
 {
     struct view *v = copy_before_write_view(n);
@@ -102,9 +130,11 @@ static void view_changed(struct view_listener *l)
         log_warn("the snapshot that node '%s' keeps is broken: %s", node_name(s->node), why.text);
 }
 
-/* Room for them first, so that nothing can fail at the instant. */
+/* Room for them first, so that nothing can fail at the instant. If that is later whoever takes it
+ * holds them until then. */
 static bool prepare_bitmaps(struct node *n, const struct cbw_options *o, struct err *err)
 {
+    unsigned allow = o->later ? DIRTY_BUSY_OK : 0;
     struct cbw_state *s = n->state;
     char *const *names = o->bitmaps.items;
 
@@ -113,7 +143,7 @@ static bool prepare_bitmaps(struct node *n, const struct cbw_options *o, struct 
         const struct dirty_bitmap *bm = dirty_bitmap_find(child(n), names[i], err);
         struct bitmap *bits;
 
-        if (!bm || !dirty_bitmap_check(bm, 0, err))
+        if (!bm || !dirty_bitmap_check(bm, allow, err))
             return false;
         bits = bitmap_new(bitmap_size(dirty_bitmap_bits(bm)));
         if (!bits)
@@ -217,7 +247,7 @@ static bool co_open_view(struct node *n, const struct cbw_options *o, struct err
         return false;
     s->listener.changed = view_changed;
     view_add_listener(s->view, &s->listener);
-    return co_take_instant(n, o, err);
+    return o->later || co_take_instant(n, o, err);
 }
 
 /* ---- opening and closing ---------------------------------------------------------------- */
@@ -240,6 +270,7 @@ static void co_close_view(struct cbw_state *s)
         struct frozen_bitmap *f = &s->bitmaps[--s->n_bitmaps];
 
         free(f->name);
+        free(f->inconsistent);
         bitmap_free(f->bits);
     }
     free(MOVE(s->bitmaps));

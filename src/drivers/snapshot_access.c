@@ -5,9 +5,9 @@
  * discard=unmap) releases: nothing more is kept there, and reading there fails.
  * Bitmaps that the filter has kept are this node's dirty bitmaps, and do not record.
  */
+#include "drivers/snapshot_access.h"
 #include "base/mem.h"
 #include "block/dirty.h"
-#include "block/graph.h"
 #include "drivers/copy_before_write.h"
 #include <stdio.h>
 
@@ -36,6 +36,41 @@ static bool add_bitmaps(struct node *n, struct err *err)
         dirty_bitmap_add_bits(bm, f[i].bits);
     }
     return true;
+}
+
+void snapshot_access_begin(struct node *n)
+{
+    size_t count;
+    const struct frozen_bitmap *f;
+
+    assert(n->drv == &snapshot_access_driver);
+    copy_before_write_begin(edge_node(n->file));
+    f = copy_before_write_bitmaps(edge_node(n->file), &count);
+    for (size_t i = 0; i < count; i++) {
+        struct dirty_bitmap *bm = dirty_bitmap_find(n, f[i].name, NULL);
+
+        if (f[i].inconsistent)
+            dirty_bitmap_spoil(bm, "%s", f[i].inconsistent);
+        else
+            dirty_bitmap_add_bits(bm, f[i].bits);
+    }
+}
+
+struct node *co_snapshot_access_open_later(const json_t *json, struct err *err)
+{
+    struct blockdev_options *o = schema_decode_new(&blockdev_options_type, json, false, err);
+    const struct access_options *own;
+    struct node *n;
+
+    if (!o)
+        return NULL;
+    assert(strcmp(o->driver, snapshot_access_driver.name) == 0);
+    own = o->own;
+    assert(own->file.kind == SCHEMA_ALT_OBJECT);
+    copy_before_write_later(own->file.object);
+    n = co_node_open_decoded(o, err);
+    schema_free(&blockdev_options_type, o);
+    return n;
 }
 
 static bool co_access_open(struct node *n, const void *opts, struct err *err)

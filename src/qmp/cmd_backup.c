@@ -473,13 +473,13 @@ const struct action_ops qmp_backup_actions[] = {
 static bool co_drive_backup(const struct qmp_call *call, const void *args, void *ret,
                             struct err *err)
 {
-    return co_transaction_single(call, &qmp_backup_actions[DRIVE_BACKUP], args, err);
+    return co_transaction_single(call, &qmp_backup_actions[DRIVE_BACKUP], args, ret, err);
 }
 
 static bool co_blockdev_backup(const struct qmp_call *call, const void *args, void *ret,
                                struct err *err)
 {
-    return co_transaction_single(call, &qmp_backup_actions[BLOCKDEV_BACKUP], args, err);
+    return co_transaction_single(call, &qmp_backup_actions[BLOCKDEV_BACKUP], args, ret, err);
 }
 
 const struct qmp_command qmp_backup_commands[] = {

@@ -445,7 +445,7 @@ const struct action_ops qmp_bitmap_actions[] = {
 #define ACTION_COMMAND(fn, index) \
     static bool fn(const struct qmp_call *call, const void *args, void *ret, struct err *err) \
     { \
-        return co_transaction_single(call, &qmp_bitmap_actions[index], args, err); \
+        return co_transaction_single(call, &qmp_bitmap_actions[index], args, ret, err); \
     }
 ACTION_COMMAND(co_add, ADD)
 ACTION_COMMAND(co_remove, REMOVE)

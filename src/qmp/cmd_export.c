@@ -221,16 +221,13 @@ static struct nbd_export_bitmap *bitmap_names(const struct schema_array *list)
     return names;
 }
 
-bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o, struct err *err)
+bool qmp_export_stays(struct qmp *q, const char *id, struct err *err)
 {
-    if (!co_nbd_export_add(q->exports, o, err))
-        return false;
     if (q->nbd_phase == NBD_SERVER_ON)
         return true;
     /* nbd-server-stop came in between and did not see it. */
-    if (nbd_export_del(q->exports, o->id, NBD_EXPORT_DEL_HARD, err))
-        err_set(err, -ENOENT, "NBD server not running");
-    return false;
+    return nbd_export_del(q->exports, id, NBD_EXPORT_DEL_HARD, err) &&
+           err_set(err, -ENOENT, "NBD server not running");
 }
 
 static bool co_export_add(const struct qmp_call *call, const void *args, void *ret,
@@ -258,7 +255,7 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
         .n_bitmaps = nbd->bitmaps.n,
     };
 
-    return node && co_qmp_export_add(q, &o, err);
+    return node && co_nbd_export_add(q->exports, &o, err) && qmp_export_stays(q, a->id, err);
 }
 
 /* ---- block-export-del ------------------------------------------------------------------ */
@@ -309,6 +306,8 @@ struct export_info {
     char *id, *node_name;
     int type;
     bool shutting_down;
+    bool has_uri;
+    char *uri;
 };
 static const struct schema_type export_info_type = {
     .name = "BlockExportInfo", .kind = SCHEMA_STRUCT, .size = sizeof(struct export_info),
@@ -317,6 +316,7 @@ static const struct schema_type export_info_type = {
         SCHEMA_REQUIRED(struct export_info, type, "type", &export_type_enum, NULL),
         SCHEMA_REQUIRED(struct export_info, node_name, "node-name", &schema_str, NULL),
         SCHEMA_REQUIRED(struct export_info, shutting_down, "shutting-down", &schema_bool, NULL),
+        SCHEMA_OPTIONAL(struct export_info, uri, "uri", &schema_str, "how clients reach it"),
         SCHEMA_END,
     },
 };
@@ -325,23 +325,33 @@ static const struct schema_type export_info_list = {
     .element = &export_info_type,
 };
 
+struct export_list {
+    const struct nbd_server *server;    /* NULL: none runs */
+    struct schema_array *to;
+};
+
 static void add_export(const struct nbd_export_info *info, void *arg)
 {
-    struct schema_array *list = arg;
-    struct export_info *items = xrealloc(list->items, (list->n + 1) * sizeof(*items));
+    const struct export_list *l = arg;
+    struct export_info *items = xrealloc(l->to->items, (l->to->n + 1) * sizeof(*items));
+    char *uri = l->server && !info->shutting_down ? nbd_server_uri(l->server, info->name) : NULL;
 
-    items[list->n++] = (struct export_info){
+    items[l->to->n++] = (struct export_info){
         .id = xstrdup(info->id),
         .node_name = xstrdup(info->node_name),
         .shutting_down = info->shutting_down,
+        .has_uri = uri != NULL,
+        .uri = uri,
     };
-    list->items = items;
+    l->to->items = items;
 }
 
 static bool co_query_exports(const struct qmp_call *call, const void *args, void *ret,
                              struct err *err)
 {
-    nbd_exports_for_each(call->qmp->exports, add_export, ret);
+    struct export_list list = { qmp_nbd_server(call->qmp), ret };
+
+    nbd_exports_for_each(call->qmp->exports, add_export, &list);
     return true;
 }
 

@@ -3,11 +3,13 @@
  * blockdev-fleece: a disk as it is now, exported over NBD until the export is taken
  * away. A command of our own, for what QEMU needs a copy-before-write node, a
  * snapshot-access node, a target and an export for: it makes just those nodes, which
- * live and end with the export.
+ * live and end with the export. It is an action too (transaction.h), so that several disks
+ * and their bitmaps have one instant.
  */
 #include "base/mem.h"
 #include "cbw/view.h"
-#include "qmp/impl.h"
+#include "drivers/snapshot_access.h"
+#include "qmp/transaction.h"
 
 #define CBW_TIMEOUT_SECONDS 45      /* VIEW_OPTS_DEFAULT's */
 
@@ -72,7 +74,9 @@ static const struct schema_type fleece_info_type = {
     },
 };
 
-/* What blockdev-add would take for the two nodes. */
+/* ---- the nodes ----------------------------------------------------------------------- */
+
+/* What blockdev-add would take for them. */
 static json_t *node_options_for(const struct qmp *q, const struct fleece_args *a,
                                 const struct node *source)
 {
@@ -100,88 +104,166 @@ static json_t *node_options_for(const struct qmp *q, const struct fleece_args *a
                      "read-only", !a->discard, "file", cbw);
 }
 
-struct opening {
+/* ---- the action ---------------------------------------------------------------------- */
+
+struct fleece_state {
+    char *id;
+    struct node *node;           /* a reference; from then on it goes with its export */
+    struct nbd_export *export;
+
+    /* For co_prepare. */
     const json_t *json;
-    struct node *ret;
     struct err *err;
 };
 
-/* On the disk's loop. */
+/* On the disk's loop. The bitmaps are held until the instant; a job that comes later in the same
+ * transaction may have them, as their bits are copied first. */
 static int co_open_there(void *arg)
 {
-    struct opening *o = arg;
+    struct action *a = arg;
+    const struct fleece_args *args = a->args;
+    struct fleece_state *s = a->state;
+    char *const *names = args->bitmaps.items;
 
-    o->ret = co_node_open(o->json, false, o->err);
-    return o->ret ? 0 : -EINVAL;
+    for (size_t i = 0; i < args->bitmaps.n; i++) {
+        struct dirty_bitmap *bm = dirty_bitmap_find(a->disk, names[i], s->err);
+
+        if (!bm || !action_hold_bitmap(a, bm, 0, s->err))
+            return -EINVAL;
+    }
+    s->node = co_snapshot_access_open_later(s->json, s->err);
+    return s->node ? 0 : -EINVAL;
 }
 
-static struct node *co_open_fleece(struct qmp *q, const struct fleece_args *a,
-                                   struct err *err)
+static bool co_export(struct action *a, struct err *err)
 {
-    CLEANUP(node_unref) struct node *source = qmp_find_device(q, a->device, err);
-
-    if (!source)
-        return NULL;
-
-    CLEANUP(json_decref) json_t *json = node_options_for(q, a, source);
-    struct opening o = { .json = json, .err = err };
-
-    return co_node_call(source, co_open_there, &o) == 0 ? o.ret : NULL;
-}
-
-static bool co_export(struct qmp *q, const struct fleece_args *a, const char *id, struct node *n,
-                      struct err *err)
-{
-    CLEANUP(free) struct nbd_export_bitmap *bitmaps = xcalloc(a->bitmaps.n + 1, sizeof(*bitmaps));
-    char *const *names = a->bitmaps.items;
+    const struct fleece_args *args = a->args;
+    struct fleece_state *s = a->state;
+    CLEANUP(free) struct nbd_export_bitmap *bitmaps =
+        xcalloc(args->bitmaps.n + 1, sizeof(*bitmaps));
+    char *const *names = args->bitmaps.items;
     struct nbd_export_opts o = {
-        .id = id,
-        .node = n,
-        .name = a->has_name ? a->name : id,
-        .description = a->description,
-        .writable = a->discard,
+        .id = s->id,
+        .node = s->node,
+        .name = args->has_name ? args->name : s->id,
+        .description = args->description,
+        .writable = args->discard,
         .allocation_depth = true,
         .bitmaps = bitmaps,
-        .n_bitmaps = a->bitmaps.n,
+        .n_bitmaps = args->bitmaps.n,
     };
 
-    for (size_t i = 0; i < a->bitmaps.n; i++)
+    for (size_t i = 0; i < args->bitmaps.n; i++)
         bitmaps[i].name = names[i];
-    return co_qmp_export_add(q, &o, err);
+    s->export = co_nbd_export_prepare(qmp_nbd_exports(a->call->qmp), &o, err);
+    return s->export != NULL;
 }
+
+static bool co_prepare_fleece(struct action *a, struct err *err)
+{
+    const struct fleece_args *args = a->args;
+    struct fleece_state *s = a->state;
+    struct qmp *q = a->call->qmp;
+
+    if (!job_id_wellformed(s->id))
+        return err_set(err, -EINVAL, args->has_id ? "Invalid block export id"
+                                                  : "An explicit 'id' is required for this disk");
+    if (!qmp_nbd_server(q))
+        return err_set(err, -ENOENT, "NBD server not running");
+    a->disk = qmp_find_device(q, args->device, err);
+    if (!a->disk)
+        return false;
+
+    CLEANUP(json_decref) json_t *json = node_options_for(q, args, a->disk);
+
+    s->json = json;
+    s->err = err;
+    return co_node_call(a->disk, co_open_there, a) == 0 && co_export(a, err);
+}
+
+static void co_done(struct action *a)
+{
+    struct fleece_state *s = a->state;
+
+    co_node_unref(MOVE(s->node));
+    free(MOVE(s->id));
+}
+
+static bool co_fleece_prepare(struct action *a, struct err *err)
+{
+    const struct fleece_args *args = a->args;
+    struct fleece_state *s = a->state;
+
+    s->id = args->has_id ? xstrdup(args->id) : xasprintf("%s-fleece", args->device);
+    if (co_prepare_fleece(a, err))
+        return true;
+    co_done(a);
+    node_unref(MOVE(a->disk));
+    return false;
+}
+
+static void fleece_cut(struct action *a)
+{
+    const struct fleece_state *s = a->state;
+
+    snapshot_access_begin(s->node);
+}
+
+static void co_fleece_abort(struct action *a)
+{
+    struct fleece_state *s = a->state;
+
+    co_nbd_export_drop(MOVE(s->export));
+}
+
+static void fill_info(const struct action *a)
+{
+    const struct fleece_args *args = a->args;
+    const struct fleece_state *s = a->state;
+    struct nbd_server *server = qmp_nbd_server(a->call->qmp);
+    struct fleece_info *info = a->ret;
+
+    *info = (struct fleece_info){
+        .id = xstrdup(s->id),
+        .name = xstrdup(args->has_name ? args->name : s->id),
+        .node_name = xstrdup(node_name(s->node)),
+    };
+    if (server)
+        info->uri = nbd_server_uri(server, info->name);
+    info->has_uri = info->uri != NULL;
+}
+
+/* Clients see it when it shows the instant. A server that was stopped meanwhile takes it away as
+ * if that had come afterwards. */
+static void co_fleece_clean(struct action *a)
+{
+    struct fleece_state *s = a->state;
+    struct err ignored;
+
+    if (a->committed) {
+        nbd_export_publish(s->export);
+        (void)!qmp_export_stays(a->call->qmp, s->id, &ignored);
+        if (a->ret)
+            fill_info(a);
+    }
+    co_done(a);
+}
+
+static const struct schema_type fleece_wrapper =
+    ACTION_WRAPPER("BlockdevFleeceWrapper", &fleece_args_type, sizeof(struct fleece_args));
+
+/* It may be grouped with jobs: it has none, and stays whatever becomes of them. */
+const struct action_ops qmp_fleece_actions[] = {
+    { .name = "blockdev-fleece", .args = &fleece_args_type, .wrapper = &fleece_wrapper,
+      .state_size = sizeof(struct fleece_state), .may_group = true,
+      .co_prepare = co_fleece_prepare, .cut = fleece_cut, .co_abort = co_fleece_abort,
+      .co_clean = co_fleece_clean },
+    { 0 },
+};
 
 static bool co_fleece(const struct qmp_call *call, const void *args, void *ret, struct err *err)
 {
-    const struct fleece_args *a = args;
-    struct fleece_info *info = ret;
-    struct qmp *q = call->qmp;
-    CLEANUP(free) char *id = a->has_id ? xstrdup(a->id) : xasprintf("%s-fleece", a->device);
-
-    if (!job_id_wellformed(id))
-        return err_set(err, -EINVAL, a->has_id ? "Invalid block export id"
-                                               : "An explicit 'id' is required for this disk");
-    if (!qmp_nbd_server(q))
-        return err_set(err, -ENOENT, "NBD server not running");
-
-    struct node *n = co_open_fleece(q, a, err);
-
-    if (!n)
-        return false;
-    if (!co_export(q, a, id, n, err)) {
-        co_node_unref(n);
-        return false;
-    }
-    *info = (struct fleece_info){
-        .id = xstrdup(id),
-        .name = xstrdup(a->has_name ? a->name : id),
-        .node_name = xstrdup(node_name(n)),
-    };
-    if (qmp_nbd_server(q))
-        info->uri = nbd_server_uri(qmp_nbd_server(q), info->name);
-    info->has_uri = info->uri != NULL;
-    /* From here on it goes with its export. */
-    co_node_unref(n);
-    return true;
+    return co_transaction_single(call, &qmp_fleece_actions[0], args, ret, err);
 }
 
 const struct qmp_command qmp_fleece_commands[] = {

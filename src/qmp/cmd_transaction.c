@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The command `transaction`: QEMU qapi/transaction.json. Of QEMU's actions those are
- * there whose commands are; the others are refused by name.
+ * there whose commands are; the others are refused by name. One is our own.
  */
 #include "base/limits.h"
 #include "base/mem.h"
@@ -29,7 +29,7 @@ static const struct action_ops abort_action[] = {
 /* ---- all actions -------------------------------------------------------------------------- */
 
 static const struct action_ops *const areas[] = {
-    abort_action, qmp_backup_actions, qmp_bitmap_actions,
+    abort_action, qmp_backup_actions, qmp_bitmap_actions, qmp_fleece_actions,
 };
 
 static const struct action_ops *action_nth(unsigned i)

@@ -116,9 +116,9 @@ bool co_qmp_monitors_close(struct qmp *q, uint64_t deadline);
 
 /* The NBD server, if one runs, and all exports: gone, or @deadline has passed. */
 bool co_qmp_exports_close(struct qmp *q, uint64_t deadline);
-/* Add an export to the server that runs; not if it is being stopped meanwhile. */
-MUST_CHECK bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o,
-                                  struct err *err);
+/* For an export that was added just now. False: the NBD server was stopped meanwhile, and it is
+ * taken away again. */
+MUST_CHECK bool qmp_export_stays(struct qmp *q, const char *id, struct err *err);
 /* A node by its name, or by the id of an export of it, as drive-backup and
  * blockdev-backup name their device. New reference. */
 struct node *qmp_find_device(struct qmp *q, const char *device, struct err *err);

@@ -300,9 +300,9 @@ bool co_transaction(const struct qmp_call *call, struct action *actions, size_t 
 }
 
 bool co_transaction_single(const struct qmp_call *call, const struct action_ops *ops,
-                           const void *args, struct err *err)
+                           const void *args, void *ret, struct err *err)
 {
-    struct action a = { .ops = ops, .args = args };
+    struct action a = { .ops = ops, .args = args, .ret = ret };
 
     return co_transaction(call, &a, 1, false, err);
 }

@@ -32,6 +32,8 @@ struct action {
     const struct action_ops *ops;
     const void *args;            /* decoded, of .args */
     void *state;                 /* .state_size bytes, zeroed at first */
+    void *ret;                   /* of the command that is this action alone: what it returns,
+                                  * for co_clean to fill in; NULL: it is one of several */
     struct transaction *txn;
     struct job_txn *group;       /* its job ends together with others; NULL: alone */
     bool committed;
@@ -72,16 +74,16 @@ struct action_ops {
     }
 
 /* Tables that end with an entry without name, one for each area. */
-extern const struct action_ops qmp_backup_actions[], qmp_bitmap_actions[];
+extern const struct action_ops qmp_backup_actions[], qmp_bitmap_actions[], qmp_fleece_actions[];
 
 /* One transaction of @n actions, of which .ops and .args are filled in. @group: their jobs
  * end together. */
 bool co_transaction(const struct qmp_call *call, struct action *actions, size_t n, bool group,
                     struct err *err);
 
-/* A command that is an action. */
+/* A command that is an action. @ret: see struct action. */
 bool co_transaction_single(const struct qmp_call *call, const struct action_ops *ops,
-                           const void *args, struct err *err);
+                           const void *args, void *ret, struct err *err);
 
 /* ---- bitmaps ---------------------------------------------------------------------------
  * A bitmap that an action is about is held (dirty.h) from co_prepare to the end, so that

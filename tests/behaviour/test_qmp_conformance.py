@@ -472,6 +472,7 @@ HOW_IT_WORKS = {
     "busy",
     "guest-latency",        # QEMU does not tell
     "active",               # since QEMU 10
+    "uri",                  # of an export: ours alone
 }
 
 

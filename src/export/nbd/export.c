@@ -5,7 +5,7 @@
  * else happens here, on the main loop.
  *
  *   OPENING --> LIVE --> SHUTTING_DOWN --(last connection gone)--> CLOSING --> freed
- *      \________________________(node refused)_______________________________^
+ *      \_________________(node refused, or the export was dropped)____________^
  */
 #include "base/limits.h"
 #include "base/mem.h"
@@ -233,6 +233,13 @@ static int co_detach(void *arg)
     return 0;
 }
 
+/* Its node is free. */
+static void co_let_go(struct nbd_export *e)
+{
+    (void)co_loop_call(node_loop(e->node), co_detach, e);
+    co_node_unref(MOVE(e->node));
+}
+
 /* Takes it out of the table. */
 static void export_free(struct nbd_export *e)
 {
@@ -249,7 +256,8 @@ static void export_free(struct nbd_export *e)
     waitq_wake_all(&x->changed);
 }
 
-bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, struct err *err)
+struct nbd_export *co_nbd_export_prepare(struct nbd_exports *x, const struct nbd_export_opts *o,
+                                         struct err *err)
 {
     const char *name = o->name ? o->name : node_name(o->node);
     struct nbd_export *e;
@@ -257,7 +265,7 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
 
     assert_here(x);
     if (!check_opts(x, o, name, err))
-        return false;
+        return NULL;
     e = xnew(struct nbd_export);
     *e = (struct nbd_export){
         .table = x,
@@ -278,13 +286,36 @@ bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, s
     if (co_node_call(e->node, co_attach, &attach) < 0) {
         node_unref(MOVE(e->node));
         export_free(e);
-        return false;
+        return NULL;
     }
     /* It has a user from now on and moves no more. */
     e->buffers = loop_buffers_get(x, node_loop(e->node));
+    return e;
+}
+
+void nbd_export_publish(struct nbd_export *e)
+{
+    assert_here(e->table);
+    assert(e->state == NBD_EXPORT_OPENING);
     e->state = NBD_EXPORT_LIVE;
-    waitq_wake_all(&x->changed);
-    return true;
+    waitq_wake_all(&e->table->changed);
+}
+
+void co_nbd_export_drop(struct nbd_export *e)
+{
+    assert_here(e->table);
+    assert(e->state == NBD_EXPORT_OPENING);
+    co_let_go(e);
+    export_free(e);
+}
+
+bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o, struct err *err)
+{
+    struct nbd_export *e = co_nbd_export_prepare(x, o, err);
+
+    if (e)
+        nbd_export_publish(e);
+    return e != NULL;
 }
 
 /* ---- deleting ----------------------------------------------------------- */
@@ -295,8 +326,7 @@ static void co_close(void *arg)
     struct nbd_exports *x = e->table;
     CLEANUP(free) char *id = xstrdup(e->id);
 
-    (void)co_loop_call(node_loop(e->node), co_detach, e);
-    co_node_unref(MOVE(e->node));
+    co_let_go(e);
     export_free(e);
     if (x->deleted)
         x->deleted(id, x->deleted_arg);

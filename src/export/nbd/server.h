@@ -56,6 +56,16 @@ struct nbd_export_opts {
 MUST_CHECK bool co_nbd_export_add(struct nbd_exports *x, const struct nbd_export_opts *o,
                                   struct err *err);
 
+/* The same in two steps: what can fail, then letting clients see it. In between it has its id and
+ * name, and nobody else can see it or take it away; who closes the table waits. Either publish it
+ * (which does not suspend) or drop it, of which nobody is told. */
+struct nbd_export;
+MUST_CHECK struct nbd_export *co_nbd_export_prepare(struct nbd_exports *x,
+                                                    const struct nbd_export_opts *o,
+                                                    struct err *err);
+void nbd_export_publish(struct nbd_export *e);
+void co_nbd_export_drop(struct nbd_export *e);
+
 enum nbd_export_del_mode {
     NBD_EXPORT_DEL_SAFE,   /* refused while clients are connected */
     NBD_EXPORT_DEL_HARD,   /* their connections are shut */

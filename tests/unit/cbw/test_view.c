@@ -352,6 +352,7 @@ static void unwanted_body(void)
     bitmap_set(wanted, 1, 1);
     bitmap_set(wanted, 4, 1);             /* the last byte */
     s.v = co_view_prepare(s.n, &s.opts, "test", NULL);
+    assert_int_equal(co_view_read(s.v, 0, 1, &st, 0), -EAGAIN);    /* not yet */
     view_limit(s.v, wanted, 16 * G);
     view_begin(s.v);                      /* nothing is in flight */
     mem_clear_log(s.mem);

@@ -156,6 +156,54 @@ static void deleting_waits_for_requests_and_tells(void **state)
     in_loop(deleting_body);
 }
 
+/* Prepared it has its id and name, and nobody sees it; dropped it never was. */
+static void prepared_body(void)
+{
+    struct option_reply reply;
+    uint8_t data[64];
+    struct nbd_export *e;
+
+    n_deleted = 0;
+    co_rig_open(&rig, &(struct rig_opts){ 0 });
+    nbd_exports_on_deleted(rig.exports, on_deleted, (void *)"e0");
+    struct nbd_export_opts o = { .id = "e1", .node = rig.node, .name = "later" };
+
+    e = co_nbd_export_prepare(rig.exports, &o, &err);
+    assert_non_null(e);
+    assert_int_equal(n_exports(), 1);
+    expect_del("e1", NBD_EXPORT_DEL_HARD, "Export 'e1' is not found");
+    co_expect_add(&o, "Block export id 'e1' is already in use");
+    o.id = "e2";
+    co_expect_add(&o, "NBD server already has export named 'later'");
+    o.id = "e1";
+    client = co_client_connect(&rig);
+    co_greet(&client);
+    co_option(&client, NBD_OPT_INFO, data, put_go(data, "later"));
+    co_option_reply(&client, NBD_OPT_INFO, &reply);
+    assert_int_equal(reply.type, NBD_REP_ERR_UNKNOWN);
+    client_close(&client);
+    co_nbd_export_drop(e);
+    assert_int_equal(n_deleted, 0);
+
+    e = co_nbd_export_prepare(rig.exports, &o, &err);
+    assert_non_null(e);
+    /* Who closes the table waits for what becomes of it. */
+    assert_false(co_nbd_exports_close(rig.exports, SOON));
+    assert_int_equal(n_exports(), 0);
+    nbd_export_publish(e);
+    assert_int_equal(n_exports(), 1);
+    nbd_exports_on_deleted(rig.exports, on_deleted, (void *)"e1");
+    assert_true(co_nbd_exports_close(rig.exports, DEADLINE_NEVER));
+    while (n_deleted < 2)
+        co_yield();
+    co_rig_close(&rig);
+}
+
+static void a_prepared_export_is_seen_by_nobody(void **state)
+{
+    in_loop(prepared_body);
+}
+
 static void name_reuse_body(void)
 {
     struct client second;
@@ -466,6 +514,7 @@ int main(int argc, char **argv)
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_cannot_be_exported_says_why),
         cmocka_unit_test(deleting_waits_for_requests_and_tells),
+        cmocka_unit_test(a_prepared_export_is_seen_by_nobody),
         cmocka_unit_test(a_name_is_free_while_its_export_ends),
         cmocka_unit_test(an_export_that_is_going_is_unknown),
         cmocka_unit_test(stopping_answers_what_was_asked),
