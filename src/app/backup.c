@@ -151,6 +151,8 @@ static int check(struct backup_command *c, const char *const *operands, size_t n
         return cli_misuse("backup", "--sync none is for a disk that is served: say --control");
     if (!wrong && c->to)
         wrong = misuse_of_to(c);
+    if (!wrong)
+        wrong = backup_quiesce_misuse(c);
     if (wrong)
         return cli_misuse("backup", "%s", wrong);
     if (c->compress && !is_qcow2(c, target))
@@ -196,6 +198,17 @@ static int parse(struct backup_command *c, int argc, char **argv)
           "a raw TARGET gets storage of its own, also where the file system could share it" },
         { "force", 0, CLI_FLAG, &c->force, NULL, "replace TARGET if it is there" },
         { "job-id", 0, CLI_TEXT, &c->job_id, "ID", "name of the job; SOURCE-SYNC unless given" },
+        { "guest-agent", 0, CLI_TEXT, &c->quiesce.agent, "SOCKET",
+          "of the QEMU guest agent, which freezes the guest's file systems for the cut" },
+        { "pre-cut", 0, CLI_TEXT, &c->quiesce.pre_cut, "COMMAND",
+          "for sh, before the cut (and the freeze): such as to flush a database" },
+        { "post-cut", 0, CLI_TEXT, &c->quiesce.post_cut, "COMMAND",
+          "for sh, after it, also if it failed" },
+        { "quiesce-timeout", 0, CLI_NUMBER, &c->quiesce_seconds, "SECONDS",
+          "that the guest stays frozen, and each command runs, at most; 10 unless given",
+          .max = 3600 },
+        { "require-quiesce", 0, CLI_FLAG, &c->require_quiesce, NULL,
+          "no backup unless the guest held still" },
         { "scratch-dir", 0, CLI_TEXT, &c->scratch_dir, "DIR",
           "where old data waits that is overwritten before it was copied" },
         { "scratch-limit", 0, CLI_SIZE, &c->scratch_limit, "SIZE",
@@ -267,6 +280,8 @@ static void tell_started(struct backup_command *c)
     c->instant = time(NULL);
     json_object_set_new(event, "sync", json_string(backup_sync_name(c)));
     json_object_set_new(event, "time", json_integer((json_int_t)c->instant));
+    if (backup_quiesces(c))
+        json_object_set_new(event, "quiesce", backup_quiesce_json(c));
     progress_event(&c->progress, event);
     if (c->sync == SYNC_NONE && progress_for_people(&c->progress))
         printf("The instant is taken; Ctrl-C or 'stillpoint complete %s' ends the backup\n",
@@ -314,6 +329,9 @@ static void tell_done(struct backup_command *c)
                instant, i + 1 < c->n_disks ? "at the same instant:\n" : "");
     printf("%s in %s, %s/s\n", human_size(bytes, size), duration,
            human_size((uint64_t)((double)bytes / seconds), rate));
+    if (c->quiesced.held && c->quiesced.file_systems)
+        printf("%u of the guest's file systems stood still for %.2g s\n",
+               c->quiesced.file_systems, (double)c->quiesced.frozen_ns / NSEC_PER_SEC);
     for (size_t i = 0; i < c->n_disks; i++)
         tell_guest(c, i);
 }
@@ -431,12 +449,26 @@ static int finish(struct backup_command *c, enum backup_end end)
     abort();
 }
 
+/* Whether the instant was taken, and as the user wants it. The guest is let go in any case. */
+static bool cut(struct backup_command *c)
+{
+    bool ok, quiet;
+
+    if (!backup_hold_guest(c))
+        return false;
+    ok = backup_start_jobs(c);
+    quiet = backup_let_guest_go(c);
+    return ok && quiet;
+}
+
 static enum backup_end run_jobs(struct backup_command *c)
 {
-    if (backup_connect(c) && settle_targets(c) && backup_start_jobs(c)) {
+    if (backup_connect(c) && settle_targets(c) && cut(c)) {
         tell_started(c);
         return backup_run_wait(&c->run);
     }
+    if (c->run.started)
+        backup_run_abandon(&c->run);
     if (c->run.err.code != -EINTR)
         return BACKUP_END_FAILED;
     /* After one interrupt no job is started; a second one does not wait for the answer. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What the files of `stillpoint backup` share: backup.c, which is the command and tells
- * people, and backup_job.c, which talks to the daemon.
+ * people, backup_job.c, which talks to the daemon, and backup_quiesce.c, to the guest.
  */
 #ifndef APP_BACKUP_COMMAND_H
 #define APP_BACKUP_COMMAND_H
@@ -11,6 +11,7 @@
 #include "app/cli.h"
 #include "app/local_daemon.h"
 #include "app/target_name.h"
+#include "quiesce/quiesce.h"
 #include <time.h>
 
 enum sync { SYNC_FULL, SYNC_TOP, SYNC_NONE };
@@ -36,6 +37,9 @@ struct backup_command {
     uint64_t speed, scratch_limit, cbw_timeout;
     bool compress, force, no_reflink;
     struct backup_chain chain;     /* of a single disk */
+    struct quiesce_opts quiesce;
+    uint64_t quiesce_seconds;
+    bool require_quiesce;
 
     struct backup_disk *disks;
     struct backup_run_job *jobs;   /* of each */
@@ -45,6 +49,8 @@ struct backup_command {
     struct local_daemon local;
     struct progress progress;
     struct backup_run run;
+    struct quiesce guest;
+    struct quiesce_result quiesced;
     char *what;
     time_t instant;
     uint64_t began;                /* loop_now time */
@@ -62,5 +68,20 @@ void backup_disconnect(struct backup_command *c, bool given_up);
 
 /* Start the jobs of all disks; when it returns true their instant has been taken. */
 MUST_CHECK bool backup_start_jobs(struct backup_command *c);
+
+/* ---- backup_quiesce.c ------------------------------------------------------------- */
+
+bool backup_quiesces(const struct backup_command *c);
+
+/* What is wrong with the options for that; NULL: nothing. */
+const char *backup_quiesce_misuse(const struct backup_command *c);
+
+/* Around the cut: make the guest hold still, and let it go. False with .run.err: it did not,
+ * and the user wants no backup then. Else that is told, and noted in .quiesced. */
+MUST_CHECK bool backup_hold_guest(struct backup_command *c);
+MUST_CHECK bool backup_let_guest_go(struct backup_command *c);
+
+/* .quiesced, for programs. */
+json_t *backup_quiesce_json(const struct backup_command *c);
 
 #endif

@@ -279,3 +279,15 @@ enum backup_end backup_run_wait(struct backup_run *r)
         }
     }
 }
+
+void backup_run_abandon(struct backup_run *r)
+{
+    const struct err why = r->err;
+
+    r->asked = 1 + (unsigned)r->open_ended;
+    if (order(r, "block-job-cancel",
+              json_pack("{s:s, s:b}", "device", r->jobs[0].id, "force", 1)) &&
+        backup_run_wait(r) == BACKUP_END_PENDING)
+        (void)backup_run_finalize(r, false);
+    r->err = why;
+}

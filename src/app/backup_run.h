@@ -52,6 +52,10 @@ uint64_t backup_run_current(const struct backup_run *r);
 /* See the jobs to their end, or a single one to where it waits to be finalized. */
 enum backup_end backup_run_wait(struct backup_run *r);
 
+/* They have been started and are not wanted after all: cancel them, and see that through, but
+ * keep the error that is there. */
+void backup_run_abandon(struct backup_run *r);
+
 /* It waits: end it well, or as if it had been cancelled. */
 enum backup_end backup_run_finalize(struct backup_run *r, bool well);
 

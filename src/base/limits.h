@@ -199,6 +199,11 @@
 /* Monitor connections at one time, each of which has two coroutines. */
 #define LIMIT_QMP_MONITORS 256U
 
+/* --- quiesce --- */
+
+/* Bytes of one answer of a guest agent, which is some software in somebody's guest. */
+#define LIMIT_AGENT_ANSWER_BYTES (64 * KiB)
+
 /* --- app --- */
 
 /* Bytes of one message from a daemon to a command: a thousand jobs or nodes fit
