@@ -255,14 +255,16 @@ static void plan_edges(const struct qcow2 *s, const struct qcow2_extent *e, stru
                       qcow2_unallocated_is_zero(s, f->off - f->head));
 }
 
-/* A data file ends with the disk, its last cluster need not be whole. */
+/* A data file ends with the disk, its last cluster need not be whole. What one has that is
+ * longer is filled too: it would show when the disk grows. */
 static int co_fit_to_data(struct qcow2 *s, struct qcow2_fill *f)
 {
-    uint64_t end = f->off + f->len, disk_end = MAX(end, s->node->size);
+    uint64_t end = f->off + f->len;
 
     if (LIKELY(!s->geo.data_file))
         return 0;
-    f->tail = (uint32_t)MIN((uint64_t)f->tail, disk_end - end);
+    f->tail = (uint32_t)MIN((uint64_t)f->tail,
+                            MAX(end, MAX(s->node->size, node_size(s->data))) - end);
     return co_qcow2_data_grow(s, end + f->tail);
 }
 

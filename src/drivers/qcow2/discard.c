@@ -17,6 +17,8 @@ struct zeroing {
     bool punch;                  /* and pass a discard on for them */
     bool exact;                  /* not a discard: what cannot be made zero is written */
     bool forget;                 /* not zero, but as if never written: the backing file shows */
+    uint64_t end;                /* in bytes. The unit that goes on behind it is whole because the
+                                  *   disk ends there: no longer when that has grown */
 };
 
 /* The entry that makes the cluster read as zero; whether it drops what @e has. */
@@ -138,6 +140,13 @@ static int zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t first, 
                             slice, index);
 }
 
+/* Whether the last of these units has got bytes that the request does not mean, and a
+ * guest may have written. */
+static bool has_grown(const struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n)
+{
+    return (first + n) << s->unit_bits > z->end && s->node->size > z->end;
+}
+
 /* Make @n units from @first zero, as far as they lie in one slice, no claim is on
  * their clusters and entries can say it: *ret_n, 0 if that is why. */
 static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t first, uint64_t n,
@@ -158,7 +167,9 @@ static int co_zero_in_slice(struct qcow2 *s, const struct zeroing *z, uint64_t f
     } while (co_qcow2_wait_claim(s, cluster, &count));
     r = qcow2_cache_modify(s->l2, place.slice, &slice);
     *ret_n = 0;
-    for (uint32_t i = 0; i < count && r == 0; i++) {
+    if (has_grown(s, z, first, n))
+        end--;
+    for (uint32_t i = 0; i < count && first + *ret_n < end && r == 0; i++) {
         uint64_t border = MIN((cluster + i + 1) << units_bits(s), end);
 
         r = zero_units(s, z, first + *ret_n, border - first - *ret_n, slice, place.index + i);
@@ -240,9 +251,11 @@ static int co_zero_units(struct qcow2 *s, const struct zeroing *z, uint64_t firs
         r = co_zero_in_slice(s, z, first, n, &done);
         qcow2_leave(s, entered);
         if (r == 0 && !done) {
+            uint64_t off = first << s->unit_bits;
+
             done = MIN(n, (((first >> units_bits(s)) + 1) << units_bits(s)) - first);
             if (z->exact)
-                r = co_zero_part(s, first << s->unit_bits, done << s->unit_bits, 0);
+                r = co_zero_part(s, off, MIN(done << s->unit_bits, z->end - off), 0);
         }
         if (r == 0 && s->dropped.n > LIMIT_QCOW2_FREED_RUNS) {
             r = co_qcow2_sync(s);
@@ -296,12 +309,13 @@ static int co_zero_in_data_file(struct qcow2 *s, const struct zeroing *z, uint64
 }
 
 /* Parts of units at the ends, whole ones between. */
-static int co_zero(struct qcow2 *s, const struct zeroing *z, uint64_t off, uint64_t len,
+static int co_zero(struct qcow2 *s, struct zeroing *z, uint64_t off, uint64_t len,
                    unsigned flags)
 {
     uint64_t first, end, from, to;
     int r = 0;
 
+    z->end = off + len;
     whole_units(s, off, len, &first, &end);
     from = MIN(off + len, first << s->unit_bits);
     to = first < end ? MIN(off + len, end << s->unit_bits) : from;
@@ -357,6 +371,7 @@ int co_qcow2_discard(struct node *n, uint64_t off, uint64_t len)
         return 0;
     off = first << s->unit_bits;
     len = MIN(end << s->unit_bits, n->size) - off;
+    z.end = off + len;
     r = co_zero_in_data_file(s, &z, off, len, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
     if (r < 0)
         return r == -ENOTSUP ? 0 : r;
@@ -379,7 +394,8 @@ int co_qcow2_zero_range(struct qcow2 *s, uint64_t off, uint64_t len)
 
 int co_qcow2_forget_clusters(struct qcow2 *s, uint64_t first, uint64_t n)
 {
-    struct zeroing z = { .unmap = true, .punch = s->pass_discard_request, .forget = true };
+    struct zeroing z = { .unmap = true, .punch = s->pass_discard_request, .forget = true,
+                         .end = UINT64_MAX };
 
     return co_zero_units(s, &z, first << units_bits(s), n << units_bits(s));
 }

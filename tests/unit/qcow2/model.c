@@ -329,7 +329,8 @@ void model_init(struct model *model, const struct shape *shape, uint64_t seed)
 
     *model = (struct model){
         .shape = shape, .seed = seed, .first_seed = seed, .image = "model.qcow2",
-        .size = shape->size, .lenient = shape->extended && shape->compress,
+        .size = shape->size,
+        .lenient = (shape->extended && shape->compress) || shape->resize,
     };
     m = model;
     list_init(&model->busy);

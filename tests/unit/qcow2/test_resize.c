@@ -8,6 +8,7 @@
  * record (record.h).
  */
 #include "base/mem.h"
+#include "drivers/fault.h"
 #include "record.h"
 #include <inttypes.h>
 #include <sys/stat.h>
@@ -358,6 +359,139 @@ CO_TEST(space_is_reserved_if_that_is_asked_for)
     }
 }
 
+/* ---- requests on their way while the disk grows ------------------------------- */
+
+static struct node *fault;       /* below the image of the test, or its data file */
+
+static void co_open_fault(const char *name)
+{
+    fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'discard': 'unmap', "
+                         "'file': {'driver': 'file', 'filename': '%s'}}", work_path(name));
+}
+
+static void hang_once(enum fault_op op)
+{
+    fault_add_rule(fault, &(struct fault_rule){ .op = op, .hang = true, .once = true });
+}
+
+static void co_until_hung(void)
+{
+    while (!fault_hung(fault))
+        co_yield();
+}
+
+#define OLD_END (65536 + 8192)
+#define NEW_END (65536 + 32768)
+
+static void co_zero_to_end(void *arg)
+{
+    assert_int_equal(co_node_write_zeroes(arg, 65536, OLD_END - 65536, REQ_MAY_UNMAP), 0);
+}
+
+static void co_discard_to_end(void *arg)
+{
+    assert_int_equal(co_node_discard(arg, 65536, OLD_END - 65536), 0);
+}
+
+static void co_write_behind(void *arg)
+{
+    co_fill(arg, OLD_END, 10000, 3);
+}
+
+/* The last cluster is cut off by the end of the disk, so it is whole; when its turn comes
+ * there is more of it, with data. What hangs is @op of the request. */
+static void co_grow_meanwhile(struct node *n, enum fault_op op, void (*co_request)(void *arg),
+                              unsigned char byte)
+{
+    struct crew crew = { 0 };
+
+    hang_once(op);
+    crew_start(&crew, co_request, n);
+    co_until_hung();
+    if (!co_node_resize(n, NEW_END, NULL))
+        fail();
+    crew_start(&crew, co_write_behind, n);
+    fault_release(fault);
+    co_crew_wait(&crew);
+    co_expect(n, 0, 65536, 1);
+    co_expect(n, 65536, 8192, byte);
+    co_expect(n, OLD_END, 10000, 3);
+    co_expect(n, OLD_END + 10000, NEW_END - OLD_END - 10000, 0);
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect_clean("g.qcow2", false);
+}
+
+/* What is to be zeroed lies in the image: its L2 table is copied, for a snapshot has it. */
+static void co_grow_while_table_is_copied(void (*co_request)(void *arg))
+{
+    must_run("qemu-img create -q -f qcow2 g.qcow2 %d && qemu-io -c 'write -P 1 0 64k' g.qcow2 && "
+             "qemu-img snapshot -c s g.qcow2", OLD_END);
+    co_open_fault("g.qcow2");
+    co_grow_meanwhile(co_test_open("{'driver': 'qcow2', 'file': 'fault', 'discard': 'unmap'}"),
+                      FAULT_WRITE, co_request, 0);
+}
+
+/* In a data file: it is zeroed there first. */
+static void co_grow_while_data_is_zeroed(const char *options, void (*co_request)(void *arg),
+                                         unsigned char byte)
+{
+    must_run("rm -f g.data && qemu-img create -q -f qcow2 -o data_file=g.data%s g.qcow2 %d && "
+             "qemu-io -c 'write -P 1 0 64k' -c 'write -P 2 64k 8k' g.qcow2", options, OLD_END);
+    co_open_fault("g.data");
+    co_grow_meanwhile(co_open_image("g.qcow2", ", 'data-file': 'fault', 'discard': 'unmap'"),
+                      FAULT_WRITE_ZEROES, co_request, byte);
+}
+
+CO_TEST(what_is_zeroed_to_the_end_of_a_disk_spares_what_it_grows_by)
+{
+    co_grow_while_table_is_copied(co_zero_to_end);
+    co_grow_while_table_is_copied(co_discard_to_end);
+    co_grow_while_data_is_zeroed("", co_zero_to_end, 0);
+    /* The data file has zeros there already. */
+    co_grow_while_data_is_zeroed("", co_discard_to_end, 0);
+    co_grow_while_data_is_zeroed(",data_file_raw=on", co_zero_to_end, 0);
+    co_grow_while_data_is_zeroed(",extended_l2=on", co_zero_to_end, 0);
+}
+
+static void co_grow(void *arg)
+{
+    if (!co_node_resize(arg, 65536, NULL))
+        fail();
+}
+
+/* The first write to the last cluster comes when what is revealed is zero already, but
+ * before the disk is longer. */
+CO_TEST(what_a_longer_data_file_has_does_not_show_when_the_disk_grows)
+{
+    static const char *const options[] = { "", ",extended_l2=on" };
+    CLEANUP(free) void *rubbish = memset(xmalloc(65536), 9, 65536);
+
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        struct crew crew = { 0 };
+        struct node *n;
+
+        must_run("rm -f d.data && qemu-img create -q -f qcow2 -o data_file=d.data%s d.qcow2 1k",
+                 options[i]);
+        make_file(work_path("d.data"), 65536);
+        file_write(work_path("d.data"), 0, rubbish, 65536);
+        co_open_fault("d.qcow2");
+        n = co_test_open("{'driver': 'qcow2', 'file': 'fault'}");
+        co_expect(n, 0, 1024, 0);
+        hang_once(FAULT_FLUSH);
+        crew_start(&crew, co_grow, n);
+        co_until_hung();
+        co_fill(n, 0, 512, 7);
+        fault_release(fault);
+        co_crew_wait(&crew);
+        co_expect(n, 0, 512, 7);
+        co_expect(n, 512, 65024, 0);
+        co_node_unref(n);
+        co_node_unref(fault);
+        expect_clean("d.qcow2", false);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -367,6 +501,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(version_2_cannot_hide_a_longer_backing_file),
         cmocka_unit_test(version_2_with_snapshots_cannot),
         cmocka_unit_test(a_power_cut_leaves_one_of_the_sizes),
+        cmocka_unit_test(what_is_zeroed_to_the_end_of_a_disk_spares_what_it_grows_by),
+        cmocka_unit_test(what_a_longer_data_file_has_does_not_show_when_the_disk_grows),
         cmocka_unit_test(clusters_allocated_before_they_are_written),
         cmocka_unit_test(space_is_reserved_if_that_is_asked_for),
     };
