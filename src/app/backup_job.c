@@ -5,6 +5,7 @@
  */
 #include "app/backup_command.h"
 #include "app/image_name.h"
+#include "app/served.h"
 #include "base/mem.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
@@ -129,33 +130,6 @@ static json_t *job_arguments(struct backup_command *c, const struct backup_disk 
     return NULL;
 }
 
-/* "a, b and c" of the disks that the daemon serves. */
-static void add_served(struct backup_command *c, struct strbuf *sb)
-{
-    CLEANUP(json_decref) json_t *exports = NULL;
-    json_t *export;
-    size_t i, n;
-
-    if (!qmp_client_execute(c->run.client, "query-block-exports", NULL, &exports, NULL))
-        return;
-    n = json_array_size(exports);
-    strbuf_add(sb, n ? "; it serves " : "; it serves none");
-    json_array_foreach(exports, i, export)
-        strbuf_addf(sb, "%s'%s'", i == 0 ? "" : i + 1 < n ? ", " : " and ",
-                    json_string_value(json_object_get(export, "id")));
-}
-
-static bool no_such_disk(struct backup_command *c, const struct backup_disk *d)
-{
-    CLEANUP_STRBUF struct strbuf sb = STRBUF_INIT;
-
-    add_served(c, &sb);
-    if (access(d->source, F_OK) == 0)
-        strbuf_add(&sb, ". For a file that nobody has open say --control ''");
-    return err_set(&c->run.err, -ENODEV, "The daemon at '%s' has no disk '%s'%s", c->control,
-                   d->source, strbuf_text(&sb));
-}
-
 /* The disk that the daemon's words are about: where @name of it is in quotes. */
 static const struct backup_disk *blamed(const struct backup_command *c, bool by_job)
 {
@@ -176,7 +150,7 @@ static bool explain_refusal(struct backup_command *c)
     const struct backup_disk *d = blamed(c, false);
 
     if (c->control && strstr(err->text, "Cannot find device="))
-        return no_such_disk(c, d);
+        return served_no_such_disk(c->run.client, c->control, d->source, err);
     if (backup_chain_explain(&c->chain, d->source, err))
         return false;
     if (strstr(err->text, "Backing file not supported"))

@@ -5,7 +5,7 @@
  */
 #include "app/cli.h"
 #include "app/image_name.h"
-#include "app/qmp_client.h"
+#include "app/served.h"
 #include "base/mem.h"
 #include <stdio.h>
 
@@ -41,6 +41,21 @@ static json_t *fleece_args(const struct fleece_command *f, const char *disk, con
     return args;
 }
 
+/* The daemon's words, or better ones. */
+static int refused(const struct fleece_command *f, struct qmp_client *c, char *const *disks,
+                   size_t n, struct err *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        CLEANUP(free) char *unknown = xasprintf("Cannot find device='%s'", disks[i]);
+
+        if (strstr(err->text, unknown)) {
+            served_no_such_disk(c, f->control, disks[i], err);
+            break;
+        }
+    }
+    return cli_fail("fleece", err);
+}
+
 static int tell(const json_t *info)
 {
     const char *uri = json_string_value(json_object_get(info, "uri"));
@@ -49,14 +64,14 @@ static int tell(const json_t *info)
     return cli_end_output("fleece");
 }
 
-static int open_one(const struct fleece_command *f, struct qmp_client *c, const char *disk,
+static int open_one(const struct fleece_command *f, struct qmp_client *c, char *disk,
                     const char *dir)
 {
     CLEANUP(json_decref) json_t *info = NULL;
     struct err err = ERR_INIT;
 
     if (!qmp_client_execute(c, "blockdev-fleece", fleece_args(f, disk, dir), &info, &err))
-        return cli_fail("fleece", &err);
+        return refused(f, c, &disk, 1, &err);
     return f->json ? cli_put_json("fleece", json_incref(info)) : tell(info);
 }
 
@@ -100,7 +115,7 @@ static int open_many(const struct fleece_command *f, struct qmp_client *c, char 
                                                  args));
     }
     if (!qmp_client_execute(c, "transaction", json_pack("{s:o}", "actions", actions), NULL, &err))
-        return cli_fail("fleece", &err);
+        return refused(f, c, disks, n, &err);
     infos = find_exports(c, ids, &err);
     if (!infos)
         return cli_fail("fleece", &err);
