@@ -4,12 +4,13 @@
 #   make          build             make check    build, and pass every test
 #   make demo     see it work       make torture  the long runs
 #   make bench    compare speed     make install  PREFIX=/usr/local
+#   make deb      the Debian package
 # make deps installs what is missing (Debian); demo and check call it themselves.
 
 PREFIX ?= /usr/local
 BUILD  ?= build
 
-.PHONY: all deps demo check torture bench install clean
+.PHONY: all deps demo check torture bench install deb clean
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
 
@@ -36,6 +37,10 @@ bench: deps all
 install: all
 	meson configure $(BUILD) --prefix=$(abspath $(PREFIX))
 	meson install -C $(BUILD)
+
+deb:
+	tools/deps.sh deb
+	tools/deb.sh
 
 clean:
 	rm -rf build build-*

@@ -1,20 +1,21 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# deps.sh build|check: install the Debian packages that building or checking needs, if
-# any is missing. Asks for root (sudo) only then.
+# deps.sh build|check|deb: install the Debian packages that building, checking or packaging
+# needs, if any is missing. Asks for root (sudo) only then.
 set -eu
 
 build="gcc make meson ninja-build pkg-config git ca-certificates
  liburing-dev libjansson-dev libnbd-dev zlib1g-dev libzstd-dev
- libdeflate-dev qemu-utils e2fsprogs python3 python3-libnbd"
+ libdeflate-dev scdoc qemu-utils e2fsprogs python3 python3-libnbd"
 check="clang libclang-rt-14-dev libcmocka-dev python3-pytest libnbd-bin nbdkit fio
  qemu-system-common qemu-system-x86 linux-image-amd64 busybox-static cpio kmod xfsprogs btrfs-progs"
 
 case ${1:-} in
 build) want=$build ;;
 check) want="$build $check" ;;
-*) echo "usage: deps.sh build|check" >&2; exit 2 ;;
+deb) want="$build libcmocka-dev debhelper dpkg-dev" ;;
+*) echo "usage: deps.sh build|check|deb" >&2; exit 2 ;;
 esac
 
 missing=

@@ -5,6 +5,7 @@
  */
 #include "app/daemon.h"
 #include "app/chardev.h"
+#include "app/notify.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "drivers/drivers.h"
@@ -166,6 +167,8 @@ static void co_set_up(void *arg)
     /* What fails because the end was asked for is no failure. */
     d->setup_failed = !ok && !d->ending;
     d->set_up = true;
+    if (ok && !d->opts->ignore_signals)
+        notify_ready();
     waitq_wake_all(&d->changed);
 }
 
@@ -197,6 +200,9 @@ static void co_main(void *arg)
     co_start(co_set_up, d);
     while (!d->ending && !d->setup_failed)
         co_waitq_wait(&d->changed);
+
+    if (!d->opts->ignore_signals)
+        notify_stopping();
 
     bool ok = co_shut_down(d);
 

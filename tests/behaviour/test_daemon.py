@@ -42,6 +42,28 @@ def quit_by(qmp, process):
     ends_well(process)
 
 
+# ---- a service manager --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_service_manager_is_told(abstract, tmp_path, image):
+    name = f"@stillpoint-{os.getpid()}" if abstract else str(tmp_path / "notify.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.bind("\0" + name[1:] if abstract else name)
+        s.settimeout(stillpoint.DEADLINE)
+        with Daemon(tmp_path, "--blockdev", f"driver=file,node-name=f0,filename={image}",
+                    env={"NOTIFY_SOCKET": name}) as d:
+            assert s.recv(100) == b"READY=1"
+            assert [n["node-name"] for n in d.qmp("query-named-block-nodes")] == ["f0"]
+        assert s.recv(100) == b"STOPPING=1"
+
+
+def test_no_service_manager_harms(tmp_path):
+    for name in ("", "x", "/", str(tmp_path / "nobody"), "/" + "x" * 200):
+        with Daemon(tmp_path, env={"NOTIFY_SOCKET": name}):
+            pass
+
+
 # ---- options ----------------------------------------------------------------------------
 
 
