@@ -221,65 +221,84 @@ CO_TEST(status_follows_what_the_node_itself_does)
     co_everywhere(co_follow_changes);
 }
 
-/* Writers mark a unit once it is written; whoever then asks must be told "data",
- * though look-ups were on their way in a worker all the time. */
+/* Writers write units of their own, and zero and discard them, in the background, where a
+ * change takes a while like a look-up. Whatever look-ups are on their way in a worker: a unit
+ * that has been written all the time is never said to be a hole. */
 enum { RACE_UNIT = 4096, RACE_UNITS = SIZE / RACE_UNIT, RACE_WRITERS = 4 };
 
 struct race {
     struct node *n;
-    bool written[RACE_UNITS];
-    unsigned started, writers;
+    unsigned written[RACE_UNITS];    /* by which of the writes; 0: not, or being changed */
+    unsigned started, writers, writes;
     uint64_t rnd;
-    uint64_t asked;
+    uint64_t asked, kept;
 };
 
-/* In the background, where a write takes a while like a look-up. */
-static void co_race_write(struct race *r)
+static void co_race_change(struct race *r, unsigned writer)
 {
     static const unsigned char data[RACE_UNIT] = { 1 };
 
-    for (int i = 0; i < 150; i++) {
-        uint64_t unit = test_random(&r->rnd, RACE_UNITS);
+    for (int i = 0; i < 200; i++) {
+        uint64_t unit = align_down(test_random(&r->rnd, RACE_UNITS), RACE_WRITERS) + writer;
+        uint64_t off = unit * RACE_UNIT, what = test_random(&r->rnd, 8);
+        int res;
 
-        assert_int_equal(co_node_pwrite(r->n, unit * RACE_UNIT, RACE_UNIT, data, REQ_BULK), 0);
-        r->written[unit] = true;
+        r->written[unit] = 0;
+        if (what < 5)
+            res = co_node_pwrite(r->n, off, RACE_UNIT, data, what < 4 ? REQ_BULK : 0);
+        else if (what < 6)
+            res = co_node_discard(r->n, off, RACE_UNIT);
+        else
+            res = co_node_write_zeroes(r->n, off, RACE_UNIT, what < 7 ? 0 : REQ_MAY_UNMAP);
+        assert_int_equal(res, 0);
+        r->written[unit] = what < 5 ? ++r->writes : 0;
     }
     r->writers--;
 }
 
 static void co_race_ask(struct race *r)
 {
+    unsigned *before = xcalloc(RACE_UNITS, sizeof(*before));
+
     for (uint64_t off = 0; r->writers; off = off >= SIZE ? 0 : off) {
-        bool known = r->written[off / RACE_UNIT];
+        memcpy(before, r->written, sizeof(r->written));
+
         struct block_status st = co_status(r->n, off, SIZE - off);
 
-        if (known && !(st.flags & STATUS_DATA))
-            fail_msg("offset %" PRIu64 " was written and is said to be a hole", off);
+        for (uint64_t i = off / RACE_UNIT; i < (off + st.len) / RACE_UNIT; i++) {
+            if (!before[i] || before[i] != r->written[i])
+                continue;
+            if (!(st.flags & STATUS_DATA))
+                fail_msg("unit %" PRIu64 " was written and is said to be a hole", i);
+            r->kept++;
+        }
         off += st.len;
         r->asked++;
         co_yield();
     }
+    free(before);
 }
 
 static void co_racer(void *arg)
 {
     struct race *r = arg;
+    unsigned i = r->started++;
 
-    if (r->started++ < RACE_WRITERS)
-        co_race_write(r);
+    if (i < RACE_WRITERS)
+        co_race_change(r, i);
     else
         co_race_ask(r);
 }
 
 static void co_race(struct node *n, const char *path)
 {
-    struct race *r = xnew(struct race);
+    struct race *r = xzalloc(sizeof(*r));
 
     r->n = n;
-    r->rnd = 3;
+    r->rnd = test_seed(3);
     r->writers = RACE_WRITERS;
     co_together(2 * RACE_WRITERS, co_racer, r);
-    assert_true(r->asked > 0);
+    assert_true(r->asked > 0 && r->kept > 0);
     free(r);
 }
 
