@@ -268,6 +268,24 @@ static int co_fit_to_data(struct qcow2 *s, struct qcow2_fill *f)
     return co_qcow2_data_grow(s, end + f->tail);
 }
 
+/* A data file is a hole where nothing was written yet, though it need not be: what is
+ * zero there already need not be made so. All of new clusters is looked at: others who
+ * write beside this rely on it. */
+static void co_see_zeros(struct qcow2 *s, const struct qcow2_extent *e, struct qcow2_fill *f)
+{
+    uint64_t begin = f->host - f->head, end = f->host + f->len + f->tail;
+    struct block_status st;
+
+    if (!s->geo.data_file || !f->source_zero || !(f->head | f->tail))
+        return;
+    if (!has_own_host(e)) {
+        begin = align_down(begin, s->cluster_size);
+        end = MIN(align_up(end, s->cluster_size), node_size(s->data));
+    }
+    f->host_zero = co_node_status(s->data, begin, end - begin, &st) == 0 &&
+                   (st.flags & STATUS_ZERO) && st.len >= end - begin;
+}
+
 /* Let others write beside this. */
 static void share(struct qcow2 *s, struct claim *c, const struct qcow2_extent *e,
                   const struct qcow2_fill *f)
@@ -312,6 +330,7 @@ static int co_write_claimed(struct run *run, struct claim *c, const struct qcow2
     c->host = space.host;
     r = co_fit_to_data(s, &f);
     if (r == 0) {
+        co_see_zeros(s, e, &f);
         share(s, c, e, &f);
         r = co_qcow2_fill(s, &f);
     }

@@ -297,6 +297,16 @@ void model_make_backing(struct model *model)
     memcpy(model->shadow, data, MIN(s->backing_size, s->size));
 }
 
+/* What is in a data file that need not read as the disk does not matter. */
+static void fill_with_rubbish(const char *name, uint64_t size)
+{
+    CLEANUP(free) unsigned char *data = xmalloc(size);
+
+    for (uint64_t i = 0; i < size; i++)
+        data[i] = (unsigned char)(i / 512 * 7);
+    save_file(name, data, size);
+}
+
 void co_model_make(const struct shape *s, const char *name, const char *backing,
                    const char *format)
 {
@@ -320,6 +330,8 @@ void co_model_make(const struct shape *s, const char *name, const char *backing,
                                                 s->raw_data ? "on" : "off"),
                  backing ? "-b " : "", backing ? backing : "", backing ? "-F " : "",
                  backing ? format : "", name, s->size);
+    if (s->data_file && !s->raw_data)
+        fill_with_rubbish(test_text("%s.data", name), s->size);
     expect_clean(name, false);
 }
 

@@ -4,10 +4,19 @@
  * in turn; a raw data file reads as the disk at any time; the file is found by the
  * same rules as a backing file; and bytes are on the disk before an entry says so.
  */
+#include "base/mem.h"
 #include "drivers/fault.h"
 #include "drivers/qcow2/format.h"
 #include "qcow2_test.h"
 #include <sys/stat.h>
+
+static uint64_t file_bytes(const char *name)
+{
+    struct stat st;
+
+    assert_int_equal(stat(work_path(name), &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
 
 static void co_refused(const char *name, const char *more, const char *words)
 {
@@ -255,6 +264,83 @@ CO_TEST(data_is_flushed_before_its_entry)
     co_node_unref(n);
 }
 
+/* The rest of a cluster that is a hole already is not written, and what another left there
+ * does not show. */
+CO_TEST(a_first_write_to_a_cluster_writes_what_is_needed)
+{
+    static const char *const options[] = { "", ",data_file_raw=on", ",extended_l2=on" };
+
+    for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
+        struct node *n;
+
+        must_run("rm -f w.data && qemu-img create -q -f qcow2 -o data_file=w.data%s w.qcow2 9M",
+                 options[i]);
+        n = co_open_image("w.qcow2", "");
+        for (uint64_t off = 0; off < 2 * MiB; off += 64 * KiB)
+            co_fill(n, off + 8192, 4096, 7);
+        co_fill(n, 3 * MiB + 5000, 10, 8);
+        assert_int_equal(co_node_flush(n), 0);
+        /* QEMU has written the first block, so the first cluster is no hole. */
+        assert_true(file_bytes("w.data") <= 36 * 4096 + 64 * KiB);
+        co_node_unref(n);
+        must_run("qemu-io -f qcow2 -c 'read -P 0 0 8k' -c 'read -P 7 8k 4k' -c 'read -P 0 12k 60k' "
+                 "-c 'read -P 8 3150728 10' -c 'read -P 0 3150738 50000' w.qcow2 | tee o; "
+                 "! grep -i fail o");
+        expect_clean("w.qcow2", false);
+    }
+    must_run("qemu-io -f raw -c 'write -P 9 4M 64k' w.data");
+    struct node *n = co_open_image("w.qcow2", "");
+
+    co_fill(n, 4 * MiB + 5000, 10, 8);
+    co_expect(n, 4 * MiB, 5000, 0);
+    co_expect(n, 4 * MiB + 5010, 60000 - 5010, 0);
+    co_node_unref(n);
+    must_run("qemu-io -f qcow2 -c 'read -P 0 4M 5000' -c 'read -P 0 4199314 60000' w.qcow2 "
+             "| tee o; ! grep -i fail o");
+}
+
+static void co_write_first(void *arg)
+{
+    co_fill(arg, 4096 + 100, 100, 1);
+}
+
+static void co_write_beside(void *arg)
+{
+    co_fill(arg, 16384 + 100, 100, 2);
+}
+
+/* Of subclusters: around the first write there is nothing, around the other, which does not
+ * wait for it, there is. */
+CO_TEST(what_is_left_around_one_write_is_not_left_around_another)
+{
+    CLEANUP(free) void *rubbish = memset(xmalloc(8192), 9, 8192);
+    struct crew crew = { 0 };
+    struct node *n, *fault;
+
+    must_run("rm -f b.data && qemu-img create -q -f qcow2 -o data_file=b.data,extended_l2=on "
+             "b.qcow2 1M");
+    file_write(work_path("b.data"), 16384, rubbish, 8192);
+    fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'file': {'driver': 'file', "
+                         "'filename': '%s'}}", work_path("b.data"));
+    n = co_open_image("b.qcow2", ", 'data-file': 'fault'");
+    fault_add_rule(fault, &(struct fault_rule){ .op = FAULT_WRITE, .hang = true, .once = true });
+    crew_start(&crew, co_write_first, n);
+    while (!fault_hung(fault))
+        co_yield();
+    crew_start(&crew, co_write_beside, n);
+    while (fault_count(fault, FAULT_WRITE) < 2)
+        co_yield();
+    fault_release(fault);
+    co_crew_wait(&crew);
+    co_expect(n, 4096 + 100, 100, 1);
+    co_expect(n, 4096 + 200, 16384 - 4096 - 100, 0);
+    co_expect(n, 16384 + 100, 100, 2);
+    co_expect(n, 16384 + 200, 65536, 0);
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect_clean("b.qcow2", false);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +351,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_data_file_is_locked_as_the_image_is),
         cmocka_unit_test(a_cluster_in_another_place_is_an_error),
         cmocka_unit_test(data_is_flushed_before_its_entry),
+        cmocka_unit_test(a_first_write_to_a_cluster_writes_what_is_needed),
+        cmocka_unit_test(what_is_left_around_one_write_is_not_left_around_another),
     };
 
     return drivers_test_main(argc, argv, __FILE__, tests, ARRAY_SIZE(tests));
