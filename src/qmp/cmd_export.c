@@ -193,12 +193,17 @@ static const struct schema_type export_args_type = {
     .branch_offset = offsetof(struct export_args, branch),
 };
 
+bool qmp_export_check(const struct qmp *q, const char *id, struct err *err)
+{
+    if (!job_id_wellformed(id))
+        return err_set(err, -EINVAL, "Invalid block export id");
+    return q->nbd_phase == NBD_SERVER_ON || err_set(err, -ENOENT, "NBD server not running");
+}
+
 static bool check_export(struct qmp *q, const struct export_args *a, struct err *err)
 {
-    if (!job_id_wellformed(a->id))
-        return err_set(err, -EINVAL, "Invalid block export id");
-    if (q->nbd_phase != NBD_SERVER_ON)
-        return err_set(err, -ENOENT, "NBD server not running");
+    if (!qmp_export_check(q, a->id, err))
+        return false;
     if (a->has_iothread && !json_object_get(q->iothreads, a->iothread))
         return err_set(err, -ENOENT, "iothread \"%s\" not found", a->iothread);
     return true;
@@ -230,6 +235,11 @@ bool qmp_export_stays(struct qmp *q, const char *id, struct err *err)
            err_set(err, -ENOENT, "NBD server not running");
 }
 
+bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o, struct err *err)
+{
+    return co_nbd_export_add(q->exports, o, err) && qmp_export_stays(q, o->id, err);
+}
+
 static bool co_export_add(const struct qmp_call *call, const void *args, void *ret,
                           struct err *err)
 {
@@ -255,12 +265,12 @@ static bool co_export_add(const struct qmp_call *call, const void *args, void *r
         .n_bitmaps = nbd->bitmaps.n,
     };
 
-    return node && co_nbd_export_add(q->exports, &o, err) && qmp_export_stays(q, a->id, err);
+    return node && co_qmp_export_add(q, &o, err);
 }
 
 /* ---- block-export-del ------------------------------------------------------------------ */
 
-static const struct schema_type remove_mode_enum = {
+const struct schema_type export_remove_mode_enum = {
     .name = "BlockExportRemoveMode", .kind = SCHEMA_ENUM, .size = sizeof(int),
     .values = (const char *const[]){ "safe", "hard", NULL },
 };
@@ -275,7 +285,7 @@ static const struct schema_type export_del_args_type = {
     .size = sizeof(struct export_del_args),
     .members = (const struct schema_member[]){
         SCHEMA_REQUIRED(struct export_del_args, id, "id", &schema_str, "the export"),
-        SCHEMA_OPTIONAL(struct export_del_args, mode, "mode", &remove_mode_enum,
+        SCHEMA_OPTIONAL(struct export_del_args, mode, "mode", &export_remove_mode_enum,
                         "safe (the default): refused while clients are connected"),
         SCHEMA_END,
     },
@@ -285,19 +295,23 @@ static const struct schema_type export_del_args_type = {
  * do not wait for the event find its node free. */
 #define EXPORT_GONE_NS (1 * NSEC_PER_SEC)
 
+bool co_qmp_export_del(struct qmp *q, const char *id, int mode, struct err *err)
+{
+    if (!nbd_export_del(q->exports, id, (enum nbd_export_del_mode)mode, err))
+        return false;
+    /* Not in time is no error: BLOCK_EXPORT_DELETED tells when. */
+    bool gone = co_nbd_export_wait_gone(q->exports, id, loop_now() + EXPORT_GONE_NS);
+
+    (void)gone;
+    return true;
+}
+
 static bool co_export_del(const struct qmp_call *call, const void *args, void *ret,
                           struct err *err)
 {
     const struct export_del_args *a = args;
-    struct nbd_exports *x = call->qmp->exports;
 
-    if (!nbd_export_del(x, a->id, (enum nbd_export_del_mode)a->mode, err))
-        return false;
-    /* Not in time is no error: BLOCK_EXPORT_DELETED tells when. */
-    bool gone = co_nbd_export_wait_gone(x, a->id, loop_now() + EXPORT_GONE_NS);
-
-    (void)gone;
-    return true;
+    return co_qmp_export_del(call->qmp, a->id, a->mode, err);
 }
 
 /* ---- query-block-exports ---------------------------------------------------------------- */

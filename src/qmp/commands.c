@@ -5,8 +5,9 @@
 #include "qmp/impl.h"
 
 static const struct qmp_command *const areas[] = {
-    qmp_core_commands, qmp_block_commands, qmp_export_commands, qmp_fleece_commands,
-    qmp_backup_commands, qmp_bitmap_commands, qmp_job_commands, qmp_transaction_commands,
+    qmp_core_commands, qmp_block_commands, qmp_export_commands, qmp_nbd_add_commands,
+    qmp_fleece_commands, qmp_backup_commands, qmp_bitmap_commands, qmp_job_commands,
+    qmp_transaction_commands,
 };
 
 const struct qmp_command *qmp_command_nth(unsigned i)

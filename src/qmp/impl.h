@@ -69,8 +69,8 @@ struct qmp_command {
 
 /* Tables that end with an entry without name, one for each area. */
 extern const struct qmp_command qmp_core_commands[], qmp_block_commands[], qmp_export_commands[],
-    qmp_fleece_commands[], qmp_backup_commands[], qmp_bitmap_commands[], qmp_job_commands[],
-    qmp_transaction_commands[];
+    qmp_nbd_add_commands[], qmp_fleece_commands[], qmp_backup_commands[], qmp_bitmap_commands[],
+    qmp_job_commands[], qmp_transaction_commands[];
 
 const struct qmp_command *qmp_command_find(const char *name);
 const struct qmp_command *qmp_command_nth(unsigned i);   /* NULL after the last */
@@ -119,6 +119,14 @@ bool co_qmp_exports_close(struct qmp *q, uint64_t deadline);
 /* For an export that was added just now. False: the NBD server was stopped meanwhile, and it is
  * taken away again. */
 MUST_CHECK bool qmp_export_stays(struct qmp *q, const char *id, struct err *err);
+/* Whether an export can be called @id, and there is a server for it. */
+MUST_CHECK bool qmp_export_check(const struct qmp *q, const char *id, struct err *err);
+/* co_nbd_export_add and qmp_export_stays. */
+MUST_CHECK bool co_qmp_export_add(struct qmp *q, const struct nbd_export_opts *o,
+                                  struct err *err);
+/* Take export @id away; @mode is of this type. Waits a moment for its end. */
+MUST_CHECK bool co_qmp_export_del(struct qmp *q, const char *id, int mode, struct err *err);
+extern const struct schema_type export_remove_mode_enum;
 /* A node by its name, or by the id of an export of it, as drive-backup and
  * blockdev-backup name their device. New reference. */
 struct node *qmp_find_device(struct qmp *q, const char *device, struct err *err);
