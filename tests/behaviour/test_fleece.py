@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fleecing: a disk as it stood at one instant, exported over NBD while it goes on being
-written. By our one command, and by the nodes that QEMU documents, which are tried with
-qemu-storage-daemon too."""
+written, by our one command. By the nodes that QEMU documents: test_fleece_qemu.py."""
 import json
 import os
 import random
@@ -11,13 +10,11 @@ import time
 import disks
 import nbd
 import pytest
-from cli import MiB, Serve, fails, make_image
+from cli import MiB, Serve, make_image
 from live import LiveDisk, engines, seeds
 
-from stillpoint import QmpError, Process, Qmp, poll_until, qemu_img, run, stillpoint
-import stillpoint as program
+from stillpoint import QmpError, run, stillpoint
 
-QSD = shutil.which("qemu-storage-daemon")
 GRANULE = 4096
 
 
@@ -312,154 +309,3 @@ def test_the_command(tmp_path):
         assert done.returncode == 1 and "not found" in done.stderr
         assert "disk-fleece" in stillpoint("fleece", "--help").stdout
         assert connect(run_it("disk").stdout.strip()).pread(MiB, 0) == b"\2" * MiB
-
-
-# ---- as QEMU documents it -----------------------------------------------------------------
-
-PATTERNS = ["write -P 0x5d 0 64k", "write -P 0xd5 1M 64k", "write -P 0xdc 32M 64k",
-            "write -P 0xcd 0x3ff0000 64k"]
-OVERWRITE = ["write -P 0xab 0 64k", "write -P 0xad 0xf8000 64k", "write -P 0x1d 0x2008000 64k",
-             "write -P 0xea 0x3fe0000 64k", "write -z 1M 4k", "discard 32M 4k",
-             "write -P 9 20000001 3"]
-
-
-NODES = {"access": ["fl-access", "fl-cbw"], "overlay": ["fl-cbw"], "job": []}
-
-
-class Peer:
-    """One of the two programs with QEMU's graph in it: access (copy-before-write and
-    snapshot-access), overlay (the filter's target is an overlay of the disk, and exported), job
-    (the same by blockdev-backup with sync=none, as libvirt does it)."""
-
-    def __init__(self, argv, directory, graph):
-        self.directory = str(directory)
-        os.mkdir(self.directory)
-        self.graph = graph
-        sock = self.path("qmp.sock")
-        self.process = Process([*argv, "--chardev", f"socket,id=c,path={sock},server=on,wait=off",
-                                "--monitor", "chardev=c"], self.path("log"))
-        self.qmp = Qmp.connect(sock)
-
-    def path(self, name):
-        return os.path.join(self.directory, name)
-
-    def uri(self, export):
-        return f"nbd+unix:///{export}?socket={self.path('nbd')}"
-
-    def build(self):
-        qmp = self.qmp
-        make_image(self.path("base.qcow2"), 64 * MiB, writes=PATTERNS)
-        qmp("blockdev-add", {"driver": "qcow2", "node-name": "source", "discard": "unmap",
-                             "file": {"driver": "file", "filename": self.path("base.qcow2")}})
-        temp = {"node-name": "temp", "driver": "file", "filename": self.path("temp")}
-        if self.graph == "access":
-            qemu_img("create", "-q", "-f", "raw", self.path("temp"), "64M")
-        else:
-            qemu_img("create", "-q", "-f", "qcow2", self.path("temp"), "64M")
-            temp = {"node-name": "temp", "driver": "qcow2", "backing": "source",
-                    "file": {"driver": "file", "filename": self.path("temp")}}
-        qmp("blockdev-add", temp)
-        guest = "source" if self.graph == "job" else "fl-cbw"
-        qmp("nbd-server-start", {"addr": {"type": "unix", "data": {"path": self.path("nbd")}}})
-        if self.graph != "job":
-            qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
-                                 "file": "source", "target": "temp"})
-        qmp("block-export-add", {"type": "nbd", "id": "guest", "node-name": guest,
-                                 "name": "guest", "writable": True})
-        if self.graph == "job":
-            qmp("blockdev-backup", job_id="j", device="source", target="temp", sync="none")
-        shown = "temp"
-        if self.graph == "access":
-            shown = "fl-access"
-            qmp("blockdev-add", {"driver": "snapshot-access", "node-name": "fl-access",
-                                 "file": "fl-cbw", "discard": "unmap"})
-        qmp("block-export-add", {"type": "nbd", "id": "shown", "node-name": shown,
-                                 "name": "shown", "writable": shown == "fl-access"})
-
-    def content(self, name):
-        run("nbdcopy", self.uri("shown"), self.path(name))
-        with open(self.path(name), "rb") as f:
-            return f.read()
-
-    def take_down(self):
-        for e in ("shown", "guest"):
-            self.qmp("block-export-del", id=e, mode="hard")
-            self.qmp.wait_event("BLOCK_EXPORT_DELETED", id=e)
-        if self.graph == "job":
-            self.qmp("block-job-cancel", device="j")
-            self.qmp.wait_event("BLOCK_JOB_CANCELLED", device="j")
-            self.qmp.wait_event("JOB_STATUS_CHANGE", id="j", status="null")
-        for n in NODES[self.graph] + ["temp", "source"]:
-            self.qmp("blockdev-del", node_name=n)
-        self.qmp.ask("quit")
-        assert self.process.wait() == 0
-        assert "Sanitizer" not in self.process.log()
-
-
-@pytest.mark.skipif(not QSD, reason="qemu-storage-daemon is not installed")
-@pytest.mark.parametrize("graph", NODES)
-def test_qemus_graph_shows_the_same_bytes(work, graph):
-    shown = {}
-    for name, argv in (("qemu", [QSD]), ("we", [program.BINARY, "daemon"])):
-        peer = Peer(argv, os.path.join(work, name), graph)
-        with peer.process:
-            peer.build()
-            before = peer.content("before.raw")
-            for command in OVERWRITE:
-                run("qemu-io", "-f", "raw", "-c", command, peer.uri("guest"))
-            after = peer.content("after.raw")
-            assert before == after, name
-            peer.take_down()
-        shown[name] = after
-        if graph != "access":        # by itself it has the old clusters, and nothing else
-            qemu_img("check", "-q", peer.path("temp"))
-            qemu_img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b",
-                     peer.path("base.qcow2"), peer.path("temp"))
-            flat_path = disks.flatten(peer.path("temp"), "qcow2", peer.path("flat.raw"))
-            with open(flat_path, "rb") as f:
-                assert f.read() == after
-    assert shown["we"] == shown["qemu"]
-
-
-@pytest.mark.parametrize("graph", NODES)
-def test_qemus_graph_is_an_instant_under_load(work, graph):
-    """With the clients on the disk itself, which they had open before: the filter need not be
-    between."""
-    live = LiveDisk(work, "qcow2-over-raw-longer", random.Random(f"graph {graph}"),
-                    size=6 * MiB + 512)
-    temp = os.path.join(work, "temp")
-    with live.on_line():
-        node = {"node-name": "temp", "driver": "qcow2", "backing": "disk",
-                "file": {"driver": "file", "filename": temp}}
-        if graph == "access":
-            node = {"node-name": "temp", "driver": "file", "filename": temp}
-        qemu_img("create", "-q", "-f", node["driver"].replace("file", "raw"), temp,
-                 str(live.disk.size))
-        live.qmp("blockdev-add", node)
-        asked = time.monotonic_ns()
-        if graph == "job":
-            live.qmp("blockdev-backup", job_id="j", device="disk", target="temp", sync="none")
-        else:
-            live.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "fl-cbw",
-                                      "file": "disk", "target": "temp"})
-        answered = time.monotonic_ns()
-        if graph == "access":
-            live.qmp("blockdev-add", driver="snapshot-access", node_name="fl-access",
-                     file="fl-cbw")
-        live.qmp("block-export-add", type="nbd", id="shown",
-                 node_name="fl-access" if graph == "access" else "temp", name="shown")
-        uri = live.uri.replace("/disk?", "/shown?")
-        paths = [os.path.join(work, f"copy{i}.raw") for i in range(4)]
-        for path in paths:
-            live.writers.wait_for_more(40)
-            run("nbdcopy", uri, path)
-        live.writers.stop()
-        live.qmp("block-export-del", id="shown", mode="hard")
-        live.qmp.wait_event("BLOCK_EXPORT_DELETED", id="shown")
-        if graph == "job":
-            live.qmp("block-job-cancel", device="j")
-            live.qmp.wait_job("j")
-        for n in NODES[graph] + ["temp"]:
-            live.qmp("blockdev-del", node_name=n)
-    for path in paths:
-        live.judge(path, "raw", asked, answered)
