@@ -15,7 +15,7 @@ FILE_LINES = 800
 FUNCTION_LINES = 80
 COLUMNS = 100
 ROOMS = ["base", "loop", "block", "sidecar", "cbw", "drivers", "job", "export", "qmp", "quiesce",
-         "app"]
+         "set", "app"]
 
 C_LIKE = (".c", ".h", ".S")
 CODE = C_LIKE + (".py", ".sh")
