@@ -68,7 +68,8 @@ static void saw_side(void *arg, bool end, enum sidecar_op op, uint64_t off, uint
 {
     static const enum what whats[] = { SIDE_WRITE, SIDE_PUNCH, SIDE_RESIZE, SIDE_SYNC };
 
-    note(whats[op], end, off, len, data);
+    if (op < ARRAY_SIZE(whats))          /* the file keeps its name here */
+        note(whats[op], end, off, len, data);
 }
 
 static void saw_disk(bool end, uint64_t off, uint64_t len, const void *data)
@@ -310,15 +311,19 @@ static void check(const struct state *st, uint64_t cut, bool killed)
     looked_at++;
 }
 
-static unsigned boot;
+static unsigned boot;            /* in which the life is, or was, that is recorded */
 
-static void next_boot(void)
+/* In that boot, or in one of which nobody has heard. */
+static void boot_again(bool killed)
 {
+    static unsigned boots;
     uint8_t id[16] = { 0 };
+    unsigned now = killed ? boot : ++boots;
 
-    memcpy(id, &boot, sizeof(boot));
-    boot++;
+    memcpy(id, &now, sizeof(now));
     sidecar_fake_boot(id);
+    if (recording)
+        boot = now;
 }
 
 static void co_open_state(const struct state *st, uint64_t cut)
@@ -340,15 +345,14 @@ static void co_cut_life(const struct state *from, uint64_t first_cut, unsigned c
         bool killed = test_random(&seed, 3) == 0;
 
         cut_at(from, cut, killed, ret);
-        if (!killed)
-            next_boot();
-        if (i + 1 == cuts) {
+        recording = i + 1 == cuts;
+        boot_again(killed);
+        if (recording) {
             struct storage_identity id = record[cut - 1].id;
 
             forget_record();
             put_file(ret);
             image.id = id;
-            recording = true;
             note(SIDE_SYNC, false, 0, 0, NULL);
             disk = co_open_image(false);
         } else {
@@ -369,8 +373,8 @@ static void co_seed(void)
 
     unlink(sidecar_test_path());
     image_touch();
-    next_boot();
     recording = true;
+    boot_again(false);
     disk = co_open_image(false);
     co_add_persistent(disk, "a", GRAIN);
     for (unsigned life = 0; life < LIVES; life++) {
