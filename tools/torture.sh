@@ -4,7 +4,8 @@
 # torture.sh BUILD: the long runs. For STILLPOINT_TORTURE_MINUTES (30) it goes round these:
 #   model     seeded runs in one process against a shadow disk, single backups and chains of
 #             incremental ones, both engines
-#   qcow2     lives of random images beside QEMU, power cuts, images of rubbish
+#   qcow2     lives of random images beside QEMU, power cuts, images of rubbish; power cuts of
+#             images, raw too, together with their files of dirty bitmaps
 #   oracle    every kind of backup under real clients, one new seed a round
 #   kill      kill -9 at a random moment of writes and a backup, and what is found then
 #   sidecar   dirty bitmaps: power cuts, and kill -9 at many moments
@@ -105,7 +106,7 @@ fuzz() {            # NAME: new inputs are kept in build-fuzz, crashes too
 
 mkdir -p "$logs"
 : >"$logs/tally"
-qcow2="random powercut crash mutated model pack snapshot bitmaps check resize"
+qcow2="random powercut cut_bitmaps crash mutated model pack snapshot bitmaps check resize"
 ninja -C "$build" stillpoint tests/model/model_backup tests/unit/sidecar/test-sidecar-cuts \
     $(printf 'tests/unit/qcow2/test-qcow2-%s ' $qcow2) >"$logs/build.log" || exit 1
 prepare_fuzzers
@@ -117,7 +118,9 @@ while [ "$(left)" -gt 0 ]; do
             --for 30 --seeds "$seed..$((seed + 1000000))"
     done
     for name in $qcow2; do
-        case $name in random) n=100 ;; powercut) n=20 ;; mutated) n=300 ;; *) n=2 ;; esac
+        case $name in
+        random) n=100 ;; powercut) n=20 ;; cut_bitmaps) n=10 ;; mutated) n=300 ;; *) n=2 ;;
+        esac
         for engine in uring pool; do
             step "qcow2-$name-$engine" env STILLPOINT_SEED="$seed" STILLPOINT_ROUNDS=$n \
                 "$build/tests/unit/qcow2/test-qcow2-$name" $engine

@@ -161,10 +161,14 @@ int co_sidecar_file_create(struct sidecar_file *f, const char *path, struct err 
 {
     *f = (struct sidecar_file){ .fd = -1, .path = xstrdup(path) };
 
+    tell(false, SIDECAR_OP_CREATE, 0, 0, NULL);
+
     int r = co_do(f, create_blocking, path, false, err);
 
     if (r < 0)
         co_sidecar_file_close(f);
+    else
+        tell(true, SIDECAR_OP_CREATE, 0, 0, NULL);
     return r;
 }
 
@@ -188,7 +192,13 @@ static int publish_blocking(void *arg)
 
 int co_sidecar_file_publish(struct sidecar_file *f, struct err *err)
 {
-    return co_do(f, publish_blocking, f->path, false, err);
+    tell(false, SIDECAR_OP_PUBLISH, 0, 0, NULL);
+
+    int r = co_do(f, publish_blocking, f->path, false, err);
+
+    if (r == 0)
+        tell(true, SIDECAR_OP_PUBLISH, 0, 0, NULL);
+    return r;
 }
 
 static int unlink_blocking(void *arg)
@@ -206,7 +216,13 @@ static int unlink_blocking(void *arg)
 
 int co_sidecar_file_unlink(struct sidecar_file *f)
 {
-    return co_do(f, unlink_blocking, f->path, false, NULL);
+    tell(false, SIDECAR_OP_UNLINK, 0, 0, NULL);
+
+    int r = co_do(f, unlink_blocking, f->path, false, NULL);
+
+    if (r == 0)
+        tell(true, SIDECAR_OP_UNLINK, 0, 0, NULL);
+    return r;
 }
 
 /* ---- bytes -------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ struct kept {
     struct bitmap *bits;         /* I-S1: only what is set in the file */
     bool has_area;               /* it is empty, or holds @bits */
     bool behind;                 /* bits were changed otherwise than by a write */
+    uint64_t cleared;            /* s->clears when bits were cleared last */
 };
 
 struct sidecar {
@@ -50,6 +51,11 @@ struct sidecar {
     int64_t beat_ns;             /* the last beat */
     int64_t used_ns;             /* the last write or flush */
     uint64_t synced_at;          /* loop_now of the last sync's begin */
+
+    /* I-S9: bits that were cleared stay in the file until the image is flushed. */
+    uint64_t clears;             /* how often bits were cleared, or a bitmap was new */
+    uint64_t flushed;            /* @clears when the image's last flush began */
+    bool flushing;
 
     bool working, again, detached;
     struct waitq idle;           /* work.c has nothing under way */

@@ -193,6 +193,7 @@ static void bits_cleared(struct dirty_keeper *keeper, struct dirty_bitmap *bm)
 
     if (!k)
         return;
+    k->cleared = ++s->clears;
     k->behind = true;
     sidecar_kick(s);
 }
@@ -202,6 +203,7 @@ static void changed(struct dirty_keeper *keeper, struct dirty_bitmap *bm)
     struct sidecar *s = container_of(keeper, struct sidecar, k);
 
     s->stale = true;
+    s->clears++;
     sidecar_kick(s);
 }
 

@@ -97,7 +97,9 @@ int64_t sidecar_now_ns(void)
 
 int64_t sidecar_boot_time_ns(void)
 {
-    return settings.fake ? sidecar_now_ns() : clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_BOOTTIME);
+    int64_t now_ns = clock_ns(CLOCK_REALTIME);
+
+    return settings.fake ? now_ns : now_ns - clock_ns(CLOCK_BOOTTIME);
 }
 
 /* ---- names --------------------------------------------------------------------------- */

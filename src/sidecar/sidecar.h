@@ -24,7 +24,11 @@ void sidecar_set_exclusive(void);
 
 /* ---- for tests ------------------------------------------------------------------- */
 
-enum sidecar_op { SIDECAR_OP_WRITE, SIDECAR_OP_PUNCH, SIDECAR_OP_RESIZE, SIDECAR_OP_SYNC };
+enum sidecar_op {
+    SIDECAR_OP_WRITE, SIDECAR_OP_PUNCH, SIDECAR_OP_RESIZE, SIDECAR_OP_SYNC,
+    SIDECAR_OP_CREATE,           /* an empty file, without its name yet */
+    SIDECAR_OP_PUBLISH, SIDECAR_OP_UNLINK,      /* durable when they have ended */
+};
 
 /* Sees what is done to the files: before (@end false) and after. Recorded operations are
  * done again, in part, to make what a power cut leaves. */

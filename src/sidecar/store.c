@@ -235,6 +235,12 @@ static int co_mark_for(struct sidecar *s, const struct kept *k, uint64_t first, 
     return r;
 }
 
+/* I-S9: until the image is flushed a power cut may take back what a backup has. */
+static bool must_stay(const struct sidecar *s, const struct kept *k)
+{
+    return k->cleared > s->flushed;
+}
+
 /* One block, if it differs. */
 static int co_tidy_block(struct sidecar *s, struct kept *k, uint64_t block)
 {
@@ -259,6 +265,9 @@ static int co_tidy_block(struct sidecar *s, struct kept *k, uint64_t block)
     if (r < 0 || !k->bm || dirty_bitmap_inconsistent(k->bm))
         return r;
     dirty_bitmap_kept_words(k->bm, base, SIDECAR_BLOCK_WORDS, want);
+    bitmap_get_words(k->bits, base, SIDECAR_BLOCK_WORDS, have);
+    for (unsigned i = 0; must_stay(s, k) && i < SIDECAR_BLOCK_WORDS; i++)
+        want[i] |= have[i];
     return co_sidecar_put(s, k, block, 1, want);
 }
 
@@ -277,6 +286,7 @@ int co_sidecar_tidy(struct sidecar *s, struct kept *k)
         bit = MIN(align_down(bit, SIDECAR_BLOCK_BITS) + SIDECAR_BLOCK_BITS, k->nbits);
         co_yield();                      /* guests' requests go first */
     }
+    k->behind |= must_stay(s, k);
     return r;
 }
 

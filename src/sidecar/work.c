@@ -45,9 +45,29 @@ static int co_catch_up(struct sidecar *s)
     return r;
 }
 
+/* Not by who works: beats go on while the disk takes its time. What cannot be flushed stays
+ * dirty in the file, and the timer tries again. */
+static void co_flush(void *arg)
+{
+    struct sidecar *s = arg;
+    uint64_t clears = s->clears;
+
+    if (co_node_flush(s->node) == 0) {
+        s->flushed = MAX(s->flushed, clears);
+        sidecar_kick(s);
+    }
+    s->flushing = false;
+    waitq_wake_all(&s->idle);
+}
+
 static void co_work_once(struct sidecar *s)
 {
     int r = 0;
+
+    if (!s->failed && !s->flushing && s->flushed < s->clears) {
+        s->flushing = true;
+        co_start(co_flush, s);
+    }
 
     if (!s->failed && sidecar_beat_due(s, sidecar_now_ns()) &&
         sidecar_now_ns() - s->used_ns < IN_USE_NS)
@@ -110,9 +130,22 @@ bool co_sidecar_settle(struct dirty_keeper *keeper, struct err *err)
     struct sidecar *s = container_of(keeper, struct sidecar, k);
     int r = 0;
 
+    while (!s->failed && (is_behind(s) || s->flushed < s->clears)) {
+        uint64_t clears = s->clears;
+
+        /* Without the lock, which guests' writes may wait for. */
+        r = co_node_flush(s->node);
+        if (r < 0)
+            return err_errno(err, r, "The image of node '%s' could not be flushed", s->node->name);
+        s->flushed = MAX(s->flushed, clears);
+        co_mutex_lock(&s->lock);
+        if (!s->failed)
+            r = co_catch_up(s);
+        if (r < 0)
+            co_sidecar_fail(s, r, "bitmaps could not be written");
+        co_mutex_unlock(&s->lock);
+    }
     co_mutex_lock(&s->lock);
-    while (r == 0 && !s->failed && is_behind(s))
-        r = co_catch_up(s);
     if (r == 0 && !s->failed && s->unsynced)
         r = co_sidecar_sync(&s->f);
     if (r < 0)
@@ -127,7 +160,7 @@ static void co_stop(struct sidecar *s)
 {
     s->detached = true;
     loop_timer_cancel(&s->timer);
-    while (s->working)
+    while (s->working || s->flushing)
         co_waitq_wait(&s->idle);
 }
 
@@ -185,11 +218,26 @@ static void co_finish(struct sidecar *s)
         co_sidecar_fail(s, r, "it could not be closed");
 }
 
+/* The driver has written back what it held, and may be closed: what lies below it. */
+static void co_flush_storages(struct sidecar *s)
+{
+    struct node_storage storages[NODE_STORAGES_MAX];
+    unsigned count = co_node_storages(s->node, storages);
+    int r = 0;
+
+    for (unsigned i = 0; i < count && r == 0; i++)
+        r = co_node_flush(storages[i].protocol);
+    if (r == 0)
+        s->flushed = s->clears;
+}
+
 void co_sidecar_close(struct dirty_keeper *keeper)
 {
     struct sidecar *s = container_of(keeper, struct sidecar, k);
 
     co_stop(s);
+    if (s->flushed < s->clears)
+        co_flush_storages(s);
     co_mutex_lock(&s->lock);
     if (!s->failed)
         co_finish(s);

@@ -46,5 +46,8 @@ size_t pick_cut(const struct record *r, uint64_t *seed);
 /* Make @after: what a power cut after @cut records leaves of @before. */
 void replay(const char *before, const char *after, const struct record *r, size_t cut,
             uint64_t *seed);
+/* The same of a process that was killed: all that had ended is there. */
+void replay_killed(const char *before, const char *after, const struct record *r, size_t cut,
+                   uint64_t *seed);
 
 #endif
