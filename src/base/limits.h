@@ -204,6 +204,17 @@
 /* Bytes of one answer of a guest agent, which is some software in somebody's guest. */
 #define LIMIT_AGENT_ANSWER_BYTES (64 * KiB)
 
+/* --- set --- */
+
+/* Bytes of one manifest of a backup set: a thousand disks fit many times over. */
+#define LIMIT_SET_MANIFEST_BYTES (8 * MiB)
+
+/* Disks of one point: a transaction cannot cut more. */
+#define LIMIT_SET_DISKS 1024U
+
+/* Points of one set, and other files in its directory that are told of. */
+#define LIMIT_SET_POINTS 65536U
+
 /* --- app --- */
 
 /* Bytes of one message from a daemon to a command: a thousand jobs or nodes fit
