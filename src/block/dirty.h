@@ -134,10 +134,10 @@ MUST_CHECK bool dirty_bitmap_can_keep(struct node *n, const struct dirty_bitmap_
 /* Before more becomes dirty than writes make it, or it begins to record: what the image keeps of
  * it is no longer to be trusted, and is said so on the disk. No harm if it comes to nothing. */
 MUST_CHECK bool co_dirty_bitmap_outdate(const struct dirty_bitmap *bm, struct err *err);
-/* The image is to keep no bitmap @name any more. With the doors shut. Success if there is none. */
+/* The image is to keep no bitmap @name any more. Success if there is none. */
 MUST_CHECK bool co_dirty_bitmap_unkeep(struct node *n, const char *name, struct err *err);
-/* Store what is persistent and not yet in the image as it is here. Closing does so as well, and
- * logs a failure. The node is idle. All that can be stored is, also when it returns false. */
+/* Store what is persistent and not yet in the image as it is here (I-B8). Closing does so as well,
+ * and logs a failure. All that can be stored is, also when it returns false. */
 MUST_CHECK bool co_dirty_bitmaps_store(struct node *n, struct err *err);
 
 /* Whether the image has it as it is here: bits, recording or not. For drivers, who set it

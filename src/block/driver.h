@@ -32,9 +32,10 @@ struct bitmap_storage {
     bool (*can_store)(struct node *n, const struct dirty_bitmap_opts *o, struct err *err);
     /* On the disk, and flushed: what is stored of the bitmap @name does not count. */
     bool (*co_outdate)(struct node *n, const char *name, struct err *err);
-    /* Nothing of the name is stored any more. The node is idle. */
+    /* Nothing of the name is stored any more. */
     bool (*co_remove)(struct node *n, const char *name, struct err *err);
-    /* Store the node's persistent bitmaps that are not (dirty_bitmap_stored). It is idle. */
+    /* Store the node's persistent bitmaps that are not (dirty_bitmap_stored): all that can be,
+     * also when it returns false. */
     bool (*co_store)(struct node *n, struct err *err);
 };
 

@@ -48,15 +48,16 @@ static void check_bitmaps(const struct qcow2_geometry *g, const uint8_t *p, size
     assert(memcmp(d.raw, p, len) == 0);
     for (uint32_t i = 0; i < d.n; i++) {
         struct qcow2_bitmap_entry *e = &d.v[i];
-        uint8_t *entry = xmalloc(qcow2_bitmap_entry_bytes(e->name));
+        uint8_t *entry = xmalloc(e->bytes);
 
         assert(e->at + (uint64_t)e->bytes <= len);
         assert(e->table_entries <= LIMIT_QCOW2_BITMAP_TABLE_ENTRIES);
         assert(qcow2_bitmap_dir_find(&d, e->name) == e);
-        qcow2_bitmap_entry_encode(e, entry);
-        assert(qcow2_bitmap_dir_parse(g, entry, qcow2_bitmap_entry_bytes(e->name), 1, &again,
-                                      NULL));
+        assert(qcow2_bitmap_entry_encode(e, entry) == e->bytes);
+        assert(qcow2_bitmap_dir_parse(g, entry, e->bytes, 1, &again, NULL));
         assert(again.v[0].table_off == e->table_off && again.v[0].flags == e->flags);
+        assert(again.v[0].extra_bytes == e->extra_bytes &&
+               memcmp(again.v[0].extra, e->extra, e->extra_bytes) == 0);
         qcow2_bitmap_dir_done(&again);
         qcow2_bitmap_set_flag(&d, e, QCOW2_BITMAP_IN_USE);
         free(entry);

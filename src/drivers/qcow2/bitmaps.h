@@ -11,8 +11,9 @@
  * stays valid while the disk is written, but not when its size changes.
  *
  * All of these work on a node of driver qcow2, on its loop; those that change
- * something on one that is writable and idle. They may come together: one waits for
- * the other. False with a sentence in @err.
+ * something on one that is writable. They may come together: one waits for the other.
+ * Requests may be under way: those that came before had their bits set then, others wait
+ * and mark. False with a sentence in @err.
  */
 #ifndef QCOW2_BITMAPS_H
 #define QCOW2_BITMAPS_H
@@ -54,7 +55,8 @@ MUST_CHECK bool qcow2_bitmap_check_put(struct node *n, const struct qcow2_bitmap
 /* Store all of @v, in place of those of the same names or beside the others, as valid.
  * All at once: a crash leaves the bitmaps as before (in_use then, if the disk was
  * written to) or as after. What they say must hold when the call is made, and is on
- * the disk after it. -ENOSPC: the header has no room for the extension. */
+ * the disk after it; until then nobody may replace or free bits. -ENOSPC: the header has no
+ * room for the extension. */
 MUST_CHECK bool co_qcow2_bitmaps_store(struct node *n, const struct qcow2_bitmap_put *v,
                                        size_t count, struct err *err);
 

@@ -117,6 +117,7 @@ static bool decode_entries(const struct qcow2_geometry *g, struct qcow2_bitmap_d
             .table_off = load_be64(p), .table_entries = load_be32(p + 8),
             .flags = load_be32(p + 12), .granularity_bits = p[17], .name = text,
             .at = (uint32_t)at, .bytes = (uint32_t)total,
+            .extra = p + ENTRY_BYTES, .extra_bytes = extra,
         };
         e->usable = is_usable(p, e);
         memcpy(text, p + ENTRY_BYTES + extra, name);
@@ -183,20 +184,25 @@ uint32_t qcow2_bitmap_entry_bytes(const char *name)
     return (uint32_t)entry_bytes(0, strlen(name));
 }
 
-void qcow2_bitmap_entry_encode(const struct qcow2_bitmap_entry *e, void *buf)
+uint32_t qcow2_bitmap_entry_encode(const struct qcow2_bitmap_entry *e, void *buf)
 {
-    size_t name = strlen(e->name);
+    size_t name = strlen(e->name), extra = e->extra_bytes;
+    uint64_t bytes = entry_bytes(extra, name);
     uint8_t *p = buf;
 
     assert(name && name <= QCOW2_BITMAP_NAME_MAX);
-    memset(p, 0, entry_bytes(0, name));
+    memset(p, 0, bytes);
     store_be64(p, e->table_off);
     store_be32(p + 8, e->table_entries);
     store_be32(p + QCOW2_BITMAP_FLAGS_AT, e->flags);
     p[16] = TYPE_DIRTY;
     p[17] = e->granularity_bits;
     store_be16(p + 18, (uint16_t)name);
-    memcpy(p + ENTRY_BYTES, e->name, name);
+    store_be32(p + 20, e->extra_bytes);
+    if (extra)
+        memcpy(p + ENTRY_BYTES, e->extra, extra);
+    memcpy(p + ENTRY_BYTES + extra, e->name, name);
+    return (uint32_t)bytes;
 }
 
 /* ---- bits ---------------------------------------------------------------- */

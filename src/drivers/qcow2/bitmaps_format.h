@@ -28,6 +28,8 @@ struct qcow2_bitmap_entry {
     uint32_t flags;
     uint8_t granularity_bits;
     bool usable;                         /* of a kind that is known here */
+    const uint8_t *extra;                /* data that is not known here, and stays as it is */
+    uint32_t extra_bytes;
     uint32_t at, bytes;                  /* the entry in the directory */
 };
 
@@ -60,10 +62,11 @@ struct qcow2_bitmap_entry *qcow2_bitmap_dir_find(const struct qcow2_bitmap_dir *
 void qcow2_bitmap_set_flag(struct qcow2_bitmap_dir *d, struct qcow2_bitmap_entry *e,
                            uint32_t flag);
 
-/* Bytes of the entry that qcow2_bitmap_entry_encode writes for one of this name. */
+/* Bytes of the entry that qcow2_bitmap_entry_encode writes for one of this name, without extra
+ * data. */
 uint32_t qcow2_bitmap_entry_bytes(const char *name);
-/* Name, table, flags and granularity of @e are used. */
-void qcow2_bitmap_entry_encode(const struct qcow2_bitmap_entry *e, void *buf);
+/* Name, table, flags, granularity and extra data of @e are used. Gives its bytes. */
+uint32_t qcow2_bitmap_entry_encode(const struct qcow2_bitmap_entry *e, void *buf);
 
 /* "Bitmap table entry": the host offset of a cluster of bits; 0: all of them are *ret_ones. */
 MUST_CHECK static inline bool qcow2_bitmap_table_decode(const struct qcow2_geometry *g, uint64_t v,

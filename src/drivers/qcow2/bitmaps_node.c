@@ -149,7 +149,8 @@ static bool is_up_to_date(const struct qcow2 *s, const struct dirty_bitmap *bm)
     return dirty_bitmap_stored(bm) && e && !(e->flags & QCOW2_BITMAP_IN_USE);
 }
 
-/* The node's bitmaps that have to be stored; what cannot be is told in @err. */
+/* The node's bitmaps that have to be stored, which are held (I-B8); what cannot be is told
+ * in @err. */
 struct to_store {
     struct qcow2_bitmap_put *v;
     struct dirty_bitmap **of;
@@ -164,10 +165,12 @@ static void add_put(struct to_store *t, struct node *n, struct dirty_bitmap *bm,
         .enabled = dirty_bitmap_enabled(bm), .bits = dirty_bitmap_bits(bm),
     };
 
-    if (!qcow2_bitmap_check_put(n, &put, t->ok ? err : NULL)) {
+    if (!dirty_bitmap_check(bm, 0, t->ok ? err : NULL) ||
+        !qcow2_bitmap_check_put(n, &put, t->ok ? err : NULL)) {
         t->ok = false;
         return;
     }
+    dirty_bitmap_hold(bm);
     if (t->n == t->cap) {
         t->cap = MAX(2 * t->cap, (size_t)8);
         t->v = xrealloc(t->v, t->cap * sizeof(*t->v));
@@ -178,9 +181,45 @@ static void add_put(struct to_store *t, struct node *n, struct dirty_bitmap *bm,
 }
 
 /* One that is of no use any more may look valid in the image only if nothing was written. */
-static bool co_give_up(struct node *n, const struct dirty_bitmap *bm, struct err *err)
+static bool co_give_up(struct node *n, struct dirty_bitmap *bm, struct err *err)
 {
-    return co_outdate(n, dirty_bitmap_name(bm), err);
+    bool ok;
+
+    if (!dirty_bitmap_check(bm, DIRTY_INCONSISTENT_OK, err))
+        return false;
+    dirty_bitmap_hold(bm);
+    ok = co_outdate(n, dirty_bitmap_name(bm), err);
+    dirty_bitmap_let_go(bm);
+    return ok;
+}
+
+static bool co_store_puts(struct node *n, struct to_store *t, size_t first, size_t count,
+                          struct err *err)
+{
+    if (!co_qcow2_bitmaps_store(n, &t->v[first], count, err))
+        return false;
+    for (size_t i = first; i < first + count; i++)
+        dirty_bitmap_set_stored(t->of[i]);
+    return true;
+}
+
+/* Together, which is one change of the image; where there is no room for all, as many as
+ * there is room for. */
+static void co_store_held(struct node *n, struct to_store *t, struct err *err)
+{
+    if (t->n && !co_store_puts(n, t, 0, t->n, t->ok ? err : NULL)) {
+        t->ok = false;
+        for (size_t i = 0; t->n > 1 && i < t->n; i++)
+            (void)!co_store_puts(n, t, i, 1, NULL);
+    }
+    for (size_t i = 0; i < t->n; i++)
+        dirty_bitmap_let_go(t->of[i]);
+}
+
+static bool needs_storing(struct qcow2 *s, const struct dirty_bitmap *bm, bool inconsistent)
+{
+    return dirty_bitmap_persistent(bm) && !is_up_to_date(s, bm) &&
+           !!dirty_bitmap_inconsistent(bm) == inconsistent;
 }
 
 static bool co_store(struct node *n, struct err *err)
@@ -189,18 +228,14 @@ static bool co_store(struct node *n, struct err *err)
     struct to_store t = { .ok = true };
 
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
-        if (!dirty_bitmap_persistent(bm) || is_up_to_date(s, bm))
-            continue;
-        if (!dirty_bitmap_inconsistent(bm))
+        if (needs_storing(s, bm, false))
             add_put(&t, n, bm, err);
-        else if (!co_give_up(n, bm, t.ok ? err : NULL))
+    }
+    co_store_held(n, &t, err);
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
+        if (needs_storing(s, bm, true) && !co_give_up(n, bm, t.ok ? err : NULL))
             t.ok = false;
     }
-    if (t.n && !co_qcow2_bitmaps_store(n, t.v, t.n, t.ok ? err : NULL))
-        t.ok = false;
-    else
-        for (size_t i = 0; i < t.n; i++)
-            dirty_bitmap_set_stored(t.of[i]);
     free(t.v);
     free(t.of);
     return t.ok;

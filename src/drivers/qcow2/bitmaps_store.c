@@ -114,6 +114,7 @@ static int co_store_one(struct change *c, const struct qcow2_bitmap_put *put,
                         struct qcow2_bitmap_entry *ret)
 {
     struct qcow2 *s = c->s;
+    const struct qcow2_bitmap_entry *old = qcow2_bitmap_dir_find(&s->bitmaps, put->name);
     unsigned bits = (unsigned)__builtin_ctzll(put->granularity);
     uint64_t n = qcow2_bitmap_table_entries(&s->geo, qcow2_bitmap_bits(s->node->size, bits));
     uint64_t per_cluster = s->cluster_size * 8, v;
@@ -125,6 +126,11 @@ static int co_store_one(struct change *c, const struct qcow2_bitmap_put *put,
         .name = put->name, .table_entries = (uint32_t)n, .granularity_bits = (uint8_t)bits,
         .flags = put->enabled ? QCOW2_BITMAP_AUTO : 0,
     };
+    if (old) {
+        ret->flags |= old->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE;
+        ret->extra = old->extra;
+        ret->extra_bytes = old->extra_bytes;
+    }
     for (uint64_t i = 0; r == 0 && put->bits && i < n; i++) {
         r = co_store_cluster(c, put->bits, i * per_cluster, per_cluster, buf, &v);
         qcow2_entry_set(table, i, v);
@@ -160,8 +166,7 @@ static int co_write_dir(struct change *c)
 
         r = co_store_one(c, &c->puts[i], &e);
         if (r == 0)
-            qcow2_bitmap_entry_encode(&e, c->dir + at);
-        at += qcow2_bitmap_entry_bytes(c->puts[i].name);
+            at += qcow2_bitmap_entry_encode(&e, c->dir + at);
         c->ext.n++;
     }
     c->ext.dir_bytes = at;

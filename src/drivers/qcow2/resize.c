@@ -148,6 +148,16 @@ static bool cannot_hide(const struct qcow2 *s, struct err *err)
                    "it to one ('stillpoint convert')");
 }
 
+/* The data file ends with the disk. Where it has more, that goes before the disk is longer: from
+ * that moment on it is used. A device stays as long as it is. */
+static void co_trim_data(struct qcow2 *s, uint64_t size)
+{
+    if (s->geo.data_file && size < node_size(s->data))
+        (void)!co_node_resize(s->data, size, NULL);
+}
+
+/* Nothing suspends between the size's change and the return, when the disk grows: what the
+ * callers keep of the disk's size follows then, and requests may use all of it. */
 static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
 {
     struct node *n = s->node;
@@ -174,10 +184,14 @@ static bool co_resize_alone(struct qcow2 *s, uint64_t size, struct err *err)
         r = co_zero_revealed(s, n->size, size);
     if (r == -ENOTSUP && s->geo.version < 3)
         return cannot_hide(s, err);
-    if (r == 0)
-        r = size < n->size ? co_qcow2_shrink(s, size) : co_qcow2_set_size(s, size);
-    if (r == 0 && s->geo.data_file && size < node_size(s->data))
-        (void)!co_node_resize(s->data, size, NULL);     /* a device stays as long as it is */
+    if (r == 0 && size < n->size) {
+        r = co_qcow2_shrink(s, size);
+        if (r == 0)
+            co_trim_data(s, size);
+    } else if (r == 0) {
+        co_trim_data(s, size);
+        r = co_qcow2_set_size(s, size);
+    }
     return r == 0 || err_errno(err, r, "Failed to resize the image to %" PRIu64 " bytes", size);
 }
 

@@ -58,23 +58,36 @@ static void add_fails(struct node *n, const char *name, uint32_t granularity, co
 }
 
 /* What QEMU says of it: its flags and how many bits are set. */
-static void expect(const char *name, const char *flags, uint64_t granularity, uint64_t count)
+static void expect_in(const char *image, const char *name, const char *flags, uint64_t granularity,
+                      uint64_t count)
 {
-    must_run("qemu-img info -U --output=json b.qcow2 | python3 -c 'import json, sys; "
+    must_run("qemu-img info -U --output=json %s | python3 -c 'import json, sys; "
              "print([\",\".join(b[\"flags\"]) for b in json.load(sys.stdin)[\"format-specific\"]"
-             "[\"data\"].get(\"bitmaps\", []) if b[\"name\"] == \"%s\"])'", name);
+             "[\"data\"].get(\"bitmaps\", []) if b[\"name\"] == \"%s\"])'", image, name);
     if (!strstr(run_output(), flags ? test_text("['%s']", flags) : "[]"))
         fail_msg("%s: %s", name, run_output());
     if (!flags || strstr(flags, "in-use"))
         return;
 
-    struct node *n = co_open_image("b.qcow2", ", 'read-only': true");
-    CLEANUP(bitmap_free) struct bitmap *theirs = qemu_bits("b.qcow2", name, granularity,
-                                                           node_size(n));
+    struct node *n = co_open_image(image, ", 'read-only': true");
+    CLEANUP(bitmap_free) struct bitmap *theirs = qemu_bits(image, name, granularity, node_size(n));
 
     assert_true(same_bits(theirs, dirty_bitmap_bits(find(n, name))));
     assert_int_equal(bitmap_count(theirs), count);
     co_node_unref(n);
+}
+
+static void expect(const char *name, const char *flags, uint64_t granularity, uint64_t count)
+{
+    expect_in("b.qcow2", name, flags, granularity, count);
+}
+
+/* The same of what a crash now would leave. */
+static void expect_after_crash(const char *name, const char *flags, uint64_t granularity,
+                               uint64_t count)
+{
+    must_run("cp b.qcow2 crashed.qcow2");
+    expect_in("crashed.qcow2", name, flags, granularity, count);
 }
 
 CO_TEST(bitmaps_of_qemu_are_followed)
@@ -265,6 +278,175 @@ CO_TEST(a_failing_store_is_told)
     expect("off", "", 4096, 0);
 }
 
+/* ---- storing while something else goes on ------------------------------------------ */
+
+static struct node *fault;
+
+static struct node *co_open_over_fault(void)
+{
+    fault = co_test_open("{'driver': 'fault', 'node-name': 'fault', 'file': {'driver': 'file', "
+                         "'filename': '%s'}}", work_path("b.qcow2"));
+    return co_test_open("{'driver': 'qcow2', 'file': 'fault'}");
+}
+
+static void hang_once(enum fault_op op)
+{
+    fault_add_rule(fault, &(struct fault_rule){ .op = op, .hang = true, .once = true });
+}
+
+static void co_until_hung(void)
+{
+    while (!fault_hung(fault))
+        co_yield();
+}
+
+static void co_write_start(void *arg)
+{
+    co_fill(arg, 0, 512, 1);
+}
+
+static void co_write_more(void *arg)
+{
+    co_fill(arg, 4 * MiB, 512, 1);
+}
+
+static void co_store(void *arg)
+{
+    assert_true(co_dirty_bitmaps_store(arg, NULL));
+}
+
+/* I-B8: what is stored has the bits of writes that are on their way, and of one that comes
+ * it is said before that the bitmaps lack it. */
+CO_TEST(bitmaps_stored_beside_writes_lack_none)
+{
+    struct crew crew = { 0 }, late = { 0 };
+    struct node *n;
+
+    qemu_make();
+    n = co_open_over_fault();
+    co_fill(n, MiB, 512, 1);
+    hang_once(FAULT_WRITE);
+    crew_start(&crew, co_write_start, n);
+    co_until_hung();
+    assert_true(co_dirty_bitmaps_store(n, NULL));
+    expect_after_crash("b64", "auto", 65536, 2);
+    expect_after_crash("b512", "auto", 512, 128 + 1);
+    fault_release(fault);
+    co_crew_wait(&crew);
+
+    /* Now one that comes while the bits are on their way. */
+    co_fill(n, 0, 512, 2);
+    expect_after_crash("b64", "in-use,auto", 0, 0);
+    hang_once(FAULT_WRITE);
+    crew_start(&crew, co_store, n);
+    co_until_hung();
+    crew_start(&late, co_write_more, n);
+    for (int i = 0; i < 100; i++)
+        co_yield();
+    assert_false(dirty_bitmap_check(find(n, "b64"), 0, NULL));      /* in use */
+    assert_false(co_node_resize(n, SIZE + 512, NULL));
+    fault_release(fault);
+    co_crew_wait(&crew);
+    co_crew_wait(&late);
+    assert_true(dirty_bitmap_check(find(n, "b64"), 0, NULL));
+    expect_after_crash("b64", "in-use,auto", 0, 0);
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect_clean("b.qcow2", false);
+    expect("b64", "auto", 65536, 3);
+    expect("b512", "auto", 512, 128 + 2);
+}
+
+/* Of a backup's bitmap half the bits are set aside. */
+CO_TEST(a_bitmap_in_use_is_not_stored)
+{
+    struct err err = ERR_INIT;
+    struct node *n;
+
+    qemu_make();
+    n = co_open_over_fault();
+    dirty_bitmap_freeze(find(n, "b64"), dirty_bitmap_new_row(find(n, "b64"), NULL));
+    co_fill(n, 0, 512, 1);
+    assert_false(co_dirty_bitmaps_store(n, &err));
+    assert_non_null(strstr(err.text, "'b64' is currently in use"));
+    expect_after_crash("b64", "in-use,auto", 0, 0);
+    expect_after_crash("b512", "auto", 512, 128 + 1);
+    dirty_bitmap_thaw(find(n, "b64"), dirty_bitmap_bits(find(n, "b64")));
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect("b64", "auto", 65536, 2);
+}
+
+/* One bit each, in a cluster of bits of its own: there is room for the directory, tables and
+ * bits of some. */
+CO_TEST(as_many_are_stored_as_there_is_room_for)
+{
+    unsigned valid;
+    struct node *n;
+
+    must_run("rm -f b.qcow2 && qemu-img create -q -f qcow2 -o preallocation=full b.qcow2 %llu && "
+             "for i in 0 1 2 3 4 5; do qemu-img bitmap --add b.qcow2 m$i || exit 1; done", SIZE);
+    n = co_open_over_fault();
+    co_fill(n, MiB, 512, 1);
+    assert_int_equal(co_node_flush(n), 0);
+    /* Behind the end of the file there is nothing. */
+    uint64_t end = align_up(node_size(fault), 65536) + 5 * 65536;
+
+    fault_add_rule(fault, &(struct fault_rule){ .op = FAULT_RESIZE, .error = -ENOSPC });
+    fault_add_rule(fault, &(struct fault_rule){ .op = FAULT_WRITE, .offset = end,
+                                                .length = 1 * GiB, .error = -ENOSPC });
+    assert_false(co_dirty_bitmaps_store(n, NULL));
+    fault_clear_rules(fault);
+    valid = 0;
+    for (uint32_t i = 0; i < qcow2_bitmaps_count(n); i++) {
+        struct qcow2_bitmap_info info;
+
+        qcow2_bitmaps_get(n, i, &info);
+        valid += !info.in_use;
+    }
+    assert_in_range(valid, 1, 5);
+    co_node_unref(n);
+    co_node_unref(fault);
+    expect_clean("b.qcow2", false);
+    for (unsigned i = 0; i < 6; i += 5)
+        expect(test_text("m%u", i), "auto", 65536, 1);
+}
+
+/* Data beside an entry that says that it may be ignored. */
+CO_TEST(what_is_not_known_of_a_bitmap_stays)
+{
+    uint8_t ext[24], dir[512], new[512], extra[8] = { 1, 2, 3, 4, 5, 6, 7, 8 };
+    uint64_t at, bytes;
+    struct node *n;
+
+    qemu_make();
+    file_read(work_path("b.qcow2"), 0x200, ext, sizeof(ext));
+    at = load_be64(ext + 16);
+    bytes = load_be64(ext + 8);
+    assert_true(bytes < 256);
+    file_read(work_path("b.qcow2"), at, dir, bytes);
+    memcpy(new, dir, 24);
+    store_be32(new + 12, load_be32(dir + 12) | QCOW2_BITMAP_EXTRA_COMPATIBLE);
+    store_be32(new + 20, sizeof(extra));
+    memcpy(new + 24, extra, sizeof(extra));
+    memcpy(new + 32, dir + 24, bytes - 24);
+    file_write(work_path("b.qcow2"), at, new, bytes + 8);
+    store_be64(ext + 8, bytes + 8);
+    file_write(work_path("b.qcow2"), 0x200, ext, sizeof(ext));
+    for (int turn = 0; turn < 3; turn++) {
+        const struct qcow2_bitmap_entry *e;
+
+        n = co_open_image("b.qcow2", "");
+        e = qcow2_bitmap_dir_find(&((struct qcow2 *)n->state)->bitmaps, "b64");
+        assert_int_equal(e->flags, QCOW2_BITMAP_AUTO | QCOW2_BITMAP_EXTRA_COMPATIBLE);
+        assert_int_equal(e->extra_bytes, sizeof(extra));
+        assert_memory_equal(e->extra, extra, sizeof(extra));
+        assert_int_equal(dirty_bitmap_count(find(n, "b64")), 64 * KiB * (1 + (unsigned)turn));
+        co_fill(n, (uint64_t)turn * 64 * KiB, 512, 1);
+        co_node_unref(n);
+    }
+}
+
 /* ---- images from strangers -------------------------------------------------------- */
 
 static uint64_t resident(void)
@@ -336,6 +518,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_snapshot_that_is_gone_back_to_spoils_them),
         cmocka_unit_test(what_cannot_be_kept_is_refused),
         cmocka_unit_test(a_failing_store_is_told),
+        cmocka_unit_test(bitmaps_stored_beside_writes_lack_none),
+        cmocka_unit_test(a_bitmap_in_use_is_not_stored),
+        cmocka_unit_test(as_many_are_stored_as_there_is_room_for),
+        cmocka_unit_test(what_is_not_known_of_a_bitmap_stays),
         cmocka_unit_test(bitmaps_of_a_stranger_take_no_memory),
     };
 
