@@ -21,6 +21,7 @@ enum {
 int cmd_daemon(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_backup(int argc, char **argv);
+int cmd_status(int argc, char **argv);
 int cmd_jobs(int argc, char **argv);
 int cmd_fleece(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);

@@ -322,6 +322,20 @@ struct export_info {
     bool shutting_down;
     bool has_uri;
     char *uri;
+    char *name;
+    int64_t size, clients;
+    bool writable;
+    struct export_stats { int64_t n[NBD_STATS]; } stats;
+};
+#define ES(stat, json) SCHEMA_REQUIRED(struct export_stats, n[stat], json, &schema_int, NULL)
+static const struct schema_type export_stats_type = {
+    .name = "BlockExportStats", .kind = SCHEMA_STRUCT, .size = sizeof(struct export_stats),
+    .members = (const struct schema_member[]){
+        ES(NBD_STAT_READS, "reads"), ES(NBD_STAT_READ_BYTES, "read-bytes"),
+        ES(NBD_STAT_WRITES, "writes"), ES(NBD_STAT_WRITTEN_BYTES, "written-bytes"),
+        ES(NBD_STAT_DISCARDS, "discards"), ES(NBD_STAT_DISCARDED_BYTES, "discarded-bytes"),
+        ES(NBD_STAT_FLUSHES, "flushes"), ES(NBD_STAT_ERRORS, "errors"), SCHEMA_END,
+    },
 };
 static const struct schema_type export_info_type = {
     .name = "BlockExportInfo", .kind = SCHEMA_STRUCT, .size = sizeof(struct export_info),
@@ -331,6 +345,13 @@ static const struct schema_type export_info_type = {
         SCHEMA_REQUIRED(struct export_info, node_name, "node-name", &schema_str, NULL),
         SCHEMA_REQUIRED(struct export_info, shutting_down, "shutting-down", &schema_bool, NULL),
         SCHEMA_OPTIONAL(struct export_info, uri, "uri", &schema_str, "how clients reach it"),
+        SCHEMA_REQUIRED(struct export_info, name, "name", &schema_str, "as clients ask for it"),
+        SCHEMA_REQUIRED(struct export_info, size, "size", &schema_int, "bytes"),
+        SCHEMA_REQUIRED(struct export_info, writable, "writable", &schema_bool, NULL),
+        SCHEMA_REQUIRED(struct export_info, clients, "clients", &schema_int,
+                        "connections at this moment"),
+        SCHEMA_REQUIRED(struct export_info, stats, "stats", &export_stats_type,
+                        "what clients have asked for so far"),
         SCHEMA_END,
     },
 };
@@ -356,7 +377,13 @@ static void add_export(const struct nbd_export_info *info, void *arg)
         .shutting_down = info->shutting_down,
         .has_uri = uri != NULL,
         .uri = uri,
+        .name = xstrdup(info->name),
+        .size = (int64_t)info->size,
+        .clients = info->connections,
+        .writable = info->writable,
     };
+    for (int i = 0; i < NBD_STATS; i++)
+        items[l->to->n - 1].stats.n[i] = (int64_t)nbd_stats_get(info->stats, (enum nbd_stat)i);
     l->to->items = items;
 }
 

@@ -492,14 +492,17 @@ HOW_IT_WORKS = {
     "busy",
     "guest-latency",        # QEMU does not tell
     "active",               # since QEMU 10
-    "uri",                  # of an export: ours alone
 }
+
+# Of an export, QEMU does not tell.
+OF_EXPORTS = {"uri", "name", "size", "writable", "clients", "stats"}
 
 
 def comparable(value, peer):
     """Without what cannot be the same in both."""
     if isinstance(value, dict):
-        return {k: comparable(v, peer) for k, v in value.items() if k not in HOW_IT_WORKS}
+        left_out = HOW_IT_WORKS | (OF_EXPORTS if "shutting-down" in value else set())
+        return {k: comparable(v, peer) for k, v in value.items() if k not in left_out}
     if isinstance(value, list):
         # QEMU lists the newest first, and names nodes without a name by chance.
         items = [comparable(v, peer) for v in value

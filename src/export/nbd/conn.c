@@ -72,6 +72,7 @@ static struct nbd_tx *make_tx(struct nbd_conn *c)
 
     tx->stream = c->stream;
     tx->disk = e->disk;
+    tx->stats = &e->stats;
     tx->buffers = e->buffers->buffers;
     tx->contexts = e->contexts;
     tx->writethrough = e->writethrough;

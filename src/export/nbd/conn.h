@@ -64,6 +64,7 @@ struct nbd_export {
     unsigned n_contexts;
     struct list conns;
     unsigned n_conns;
+    struct nbd_stats stats;
 };
 
 /* The live export that a client means by @name; "" is the only one there is,

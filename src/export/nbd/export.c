@@ -133,6 +133,7 @@ void nbd_exports_for_each(struct nbd_exports *x,
             .description = e->description,
             .size = e->size,
             .connections = e->n_conns,
+            .stats = &e->stats,
             .writable = e->writable,
             .shutting_down = e->state != NBD_EXPORT_LIVE,
         };

@@ -91,11 +91,32 @@ static int (*const co_do[])(struct nbd_slot *s) = {
     [NBD_CMD_BLOCK_STATUS] = co_nbd_block_status,
 };
 
+static void count(struct nbd_stats *stats, const struct nbd_request *rq, int r)
+{
+    static const struct { bool counts; enum nbd_stat requests, bytes; } of[] = {
+        [NBD_CMD_READ] = { true, NBD_STAT_READS, NBD_STAT_READ_BYTES },
+        [NBD_CMD_WRITE] = { true, NBD_STAT_WRITES, NBD_STAT_WRITTEN_BYTES },
+        [NBD_CMD_WRITE_ZEROES] = { true, NBD_STAT_WRITES, NBD_STAT_WRITTEN_BYTES },
+        [NBD_CMD_TRIM] = { true, NBD_STAT_DISCARDS, NBD_STAT_DISCARDED_BYTES },
+    };
+
+    if (r < 0) {
+        nbd_stats_add(stats, NBD_STAT_ERRORS, 1);
+    } else if (rq->type == NBD_CMD_FLUSH) {
+        nbd_stats_add(stats, NBD_STAT_FLUSHES, 1);
+    } else if (rq->type < ARRAY_SIZE(of) && of[rq->type].counts) {
+        nbd_stats_add(stats, of[rq->type].requests, 1);
+        nbd_stats_add(stats, of[rq->type].bytes, rq->length);
+    }
+}
+
 static void co_request(void *arg)
 {
     struct nbd_slot *s = arg;
+    int r = co_do[s->rq.type](s);
 
-    nbd_reply(s, co_do[s->rq.type](s));
+    count(s->tx->stats, &s->rq, r);
+    nbd_reply(s, r);
 }
 
 /* ---- slots -------------------------------------------------------------- */

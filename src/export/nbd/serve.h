@@ -20,6 +20,7 @@
 #include "block/disk.h"
 #include "export/nbd/buffers.h"
 #include "export/nbd/request.h"
+#include "export/nbd/stats.h"
 #include "loop/stream.h"
 
 struct nbd_tx;
@@ -57,6 +58,7 @@ struct nbd_tx {
     /* Filled in by whoever makes it; none of these is owned. */
     struct stream *stream;
     struct disk_user *disk;
+    struct nbd_stats *stats;   /* of the export */
     struct nbd_buffers *buffers;
     struct nbd_session session;
     const struct nbd_context *contexts;   /* of the export */

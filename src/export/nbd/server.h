@@ -13,6 +13,7 @@
 #define EXPORT_NBD_SERVER_H
 
 #include "block/node.h"
+#include "export/nbd/stats.h"
 
 /* ---- exports ------------------------------------------------------------ */
 
@@ -94,6 +95,7 @@ struct nbd_export_info {
     const char *description;   /* "" if none */
     uint64_t size;             /* bytes */
     unsigned connections;
+    const struct nbd_stats *stats;
     bool writable;
     bool shutting_down;
 };
