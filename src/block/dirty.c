@@ -467,12 +467,17 @@ void dirty_bitmaps_resized(struct node *n, uint64_t size_before)
 
 bool dirty_bitmap_can_keep(struct node *n, const struct dirty_bitmap_opts *o, struct err *err)
 {
+    struct dirty_keeper *k = n->core->keeper;
+
     if (n->read_only)
         return err_set(err, -EROFS, "Can't make bitmap '%s' persistent in '%s': it is open "
                        "read-only", o->name, n->name);
-    if (n->drv->bitmaps)
-        return n->drv->bitmaps->can_store(n, o, err);
-    return n->core->keeper ||
+    if (n->drv->bitmaps && !n->drv->bitmaps->can_store(n, o, err))
+        return false;
+    if (k)
+        return k->ops->has_room(k, o->granularity ? o->granularity : dirty_default_granularity(n),
+                                err);
+    return n->drv->bitmaps ||
            err_set(err, -ENOTSUP, "Can't store persistent bitmaps to %s: images of format '%s' "
                    "have no place for them", n->name, n->drv->name);
 }

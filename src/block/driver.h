@@ -125,6 +125,7 @@ struct node {
     uint64_t size;
     struct node_limits limits;
     bool zero_init;
+    bool of_the_past;            /* not the disk as it is now, whose bitmaps are none of its own */
     char *storage_id;            /* protocols: equal for two nodes over the same bytes, malloc'ed,
                                   *   freed by the core; storage_id_for_file, or a URI */
 

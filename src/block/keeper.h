@@ -34,6 +34,8 @@ struct dirty_keeper_ops {
     /* A persistent bitmap is new, or something but its bits is different: it records or
      * not, is inconsistent, has another size. */
     void (*changed)(struct dirty_keeper *k, struct dirty_bitmap *bm);
+    /* Whether there is room for one more of this granularity; else @err says what to do. */
+    bool (*has_room)(struct dirty_keeper *k, uint32_t granularity, struct err *err);
     /* It is about to be freed. */
     void (*removed)(struct dirty_keeper *k, struct dirty_bitmap *bm);
     /* Wait until all that has changed is kept. False with a sentence: it is not. */

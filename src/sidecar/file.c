@@ -154,7 +154,11 @@ static int create_blocking(void *arg)
     if (j->f->fd < 0)
         return err_errno(&j->err, -errno, "Could not create '%s'", temporary), j->err.code;
     r = take_lock(j, false);
-    return r < 0 ? r : measure(j);
+    if (r == 0)
+        r = measure(j);
+    if (r < 0)
+        (void)unlink(temporary);
+    return r;
 }
 
 int co_sidecar_file_create(struct sidecar_file *f, const char *path, struct err *err)
@@ -183,11 +187,7 @@ static int publish_blocking(void *arg)
         r = -errno;
     if (r == 0)
         r = sync_dir_of(j->path);
-    if (r < 0) {
-        err_errno(&j->err, r, "Could not create '%s'", j->path);
-        (void)unlink(temporary);
-    }
-    return r;
+    return r < 0 ? err_errno(&j->err, r, "Could not create '%s'", j->path), r : 0;
 }
 
 int co_sidecar_file_publish(struct sidecar_file *f, struct err *err)
@@ -199,6 +199,20 @@ int co_sidecar_file_publish(struct sidecar_file *f, struct err *err)
     if (r == 0)
         tell(true, SIDECAR_OP_PUBLISH, 0, 0, NULL);
     return r;
+}
+
+static int discard_blocking(void *arg)
+{
+    struct job *j = arg;
+    CLEANUP(free) char *temporary = new_name(j->path);
+
+    return unlink(temporary);
+}
+
+void co_sidecar_file_discard(struct sidecar_file *f)
+{
+    (void)co_do(f, discard_blocking, f->path, false, NULL);
+    co_sidecar_file_close(f);
 }
 
 static int unlink_blocking(void *arg)

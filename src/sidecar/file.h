@@ -23,6 +23,8 @@ int co_sidecar_file_open(struct sidecar_file *f, const char *path, bool read_onl
 int co_sidecar_file_create(struct sidecar_file *f, const char *path, struct err *err);
 int co_sidecar_file_publish(struct sidecar_file *f, struct err *err);
 void co_sidecar_file_close(struct sidecar_file *f);
+/* The same for one that has got no name: nothing of it is left. */
+void co_sidecar_file_discard(struct sidecar_file *f);
 /* Remove it from its directory, durably. */
 int co_sidecar_file_unlink(struct sidecar_file *f);
 

@@ -296,7 +296,7 @@ bool sidecar_beat_decode(const uint8_t *buf, struct sidecar_beat *ret)
         return false;
     ret->time_ns = (int64_t)load_be64(buf + 8);
     memcpy(ret->boot_id, buf + 16, 16);
-    return true;
+    return ret->time_ns >= 0 && ret->time_ns <= INT64_MAX / 2;
 }
 
 /* ---- bits -------------------------------------------------------------------------- */

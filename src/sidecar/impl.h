@@ -85,6 +85,8 @@ MUST_CHECK int co_sidecar_put(struct sidecar *s, struct kept *k, uint64_t block,
 MUST_CHECK int co_sidecar_tidy(struct sidecar *s, struct kept *k);
 /* Write directory and header. */
 MUST_CHECK int co_sidecar_store(struct sidecar *s, enum sidecar_state state);
+/* In the header: no bitmap is good any more. */
+MUST_CHECK int co_sidecar_condemn(struct sidecar *s, const char *why);
 /* Sync, and take quiet regions out of the log (I-S3). Takes the lock by itself. */
 void co_sidecar_sync_all(struct sidecar *s);
 /* Something could not be kept: say so in the file, and spoil all bitmaps. */

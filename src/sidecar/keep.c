@@ -4,6 +4,7 @@
  * most, cost a look at the bits and at the clock. A new bit is in the file before the
  * write goes on (I-S1), and its region in the log on the disk (I-S2).
  */
+#include "base/limits.h"
 #include "base/mem.h"
 #include "sidecar/impl.h"
 
@@ -207,6 +208,23 @@ static void changed(struct dirty_keeper *keeper, struct dirty_bitmap *bm)
     sidecar_kick(s);
 }
 
+static bool has_room(struct dirty_keeper *keeper, uint32_t granularity, struct err *err)
+{
+    struct sidecar *s = container_of(keeper, struct sidecar, k);
+    uint64_t nbits = div_round_up(s->node->size, granularity);
+    unsigned n = 0;
+
+    for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(s->node, bm));)
+        n += dirty_bitmap_persistent(bm);
+    if (n >= LIMIT_SIDECAR_BITMAPS)
+        return err_set(err, -E2BIG, "Node '%s' has %u persistent bitmaps, and there is no place to "
+                       "keep more", s->node->name, n);
+    return granularity < DIRTY_GRANULARITY_MIN ||        /* is refused by others */
+           sidecar_area_bytes(nbits) <= LIMIT_SIDECAR_AREA_BYTES ||
+           err_set(err, -EFBIG, "A bitmap of node '%s' with a granularity of %u is too large to be "
+                   "kept: use a larger granularity", s->node->name, granularity);
+}
+
 static void removed(struct dirty_keeper *keeper, struct dirty_bitmap *bm)
 {
     struct sidecar *s = container_of(keeper, struct sidecar, k);
@@ -224,6 +242,7 @@ const struct dirty_keeper_ops sidecar_keeper_ops = {
     .bits_set = bits_set,
     .bits_cleared = bits_cleared,
     .changed = changed,
+    .has_room = has_room,
     .removed = removed,
     .co_settle = co_sidecar_settle,
     .co_detach = co_sidecar_detach,

@@ -24,6 +24,7 @@ static enum sidecar_verdict co_judge(struct node *n, const struct sidecar_loaded
     f->exclusive = sidecar_exclusive();
     f->disk_size = n->size;
     f->boot_time_ns = sidecar_boot_time_ns();
+    f->now_ns = sidecar_now_ns();
     sidecar_boot_id(f->boot_id);
     f->n_storages = co_node_storages(n, storages);
     for (unsigned i = 0; i < f->n_storages; i++)
@@ -121,14 +122,18 @@ static struct sidecar *co_adopt(struct node *n, struct sidecar_place *place,
 }
 
 /* From now on the file is that of a disk which is written to. Bits that come from the log
- * are on the disk before the header is of this boot (I-S7). */
-static void co_begin(struct sidecar *s)
+ * are on the disk before the header is of this boot (I-S7). @useless: nothing is believed of
+ * what was found (NULL: all is), and the file says so before it has a beat that is as
+ * young as what others wrote. */
+static void co_begin(struct sidecar *s, const char *useless)
 {
     struct kept *k;
     int r = 0;
 
     node_set_dirty_keeper(s->node, &s->k);
     co_mutex_lock(&s->lock);
+    if (useless)
+        r = co_sidecar_condemn(s, useless);
     list_for_each(k, &s->kept, link) {
         if (r == 0 && k->has_area)
             r = co_sidecar_tidy(s, k);
@@ -172,7 +177,7 @@ static void co_keep_on(struct node *n, struct sidecar_place *place, struct sidec
         if (l->bits[i] && k->bits)
             bitmap_merge(k->bits, l->bits[i]);
     }
-    co_begin(s);
+    co_begin(s, verdict == SIDECAR_USELESS ? useless : NULL);
 }
 
 /* Whether the file is one that this node can keep on with. */
@@ -228,7 +233,7 @@ static bool co_create(struct node *n, struct sidecar_place *p, struct err *err)
     if (r < 0)
         err_errno(err, r, "Could not write '%s'", s->f.path);
     if (r < 0 || co_sidecar_file_publish(&s->f, err) < 0) {
-        co_sidecar_file_close(&s->f);
+        co_sidecar_file_discard(&s->f);
         sidecar_free(s);
         return false;
     }

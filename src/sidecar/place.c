@@ -4,6 +4,7 @@
  */
 #include "sidecar/place.h"
 #include "base/mem.h"
+#include "base/strbuf.h"
 #include "loop/co_io.h"
 #include <fcntl.h>
 #include <inttypes.h>
@@ -153,15 +154,30 @@ static char *path_in_state_dir(const char *image)
     return xasprintf("%s/%.100s.%016" PRIx64 ".bitmaps", settings.state_dir, base, hash(image));
 }
 
+/* What the node makes of the image: its driver, and those between the two but for filters. */
 static void name_kind(struct node *n, char *buf)
 {
-    json_t *offset = json_object_get(node_options(n), "offset");
-    json_int_t at = json_integer_value(offset);
+    CLEANUP_STRBUF struct strbuf text = { 0 };
 
-    if (at)
-        snprintf(buf, SIDECAR_KIND_MAX, "%.32s at %" JSON_INTEGER_FORMAT, n->drv->name, at);
-    else
-        snprintf(buf, SIDECAR_KIND_MAX, "%.32s", n->drv->name);
+    for (struct node *m = n; m && (m == n || !m->drv->is_protocol); m = edge_node(m->file)) {
+        if (m != n && m->drv->is_filter)
+            continue;
+
+        json_int_t at = json_integer_value(json_object_get(node_options(m), "offset"));
+
+        strbuf_addf(&text, "%s%s", m == n ? "" : " over ", m->drv->name);
+        if (at)
+            strbuf_addf(&text, " at %" JSON_INTEGER_FORMAT, at);
+    }
+    snprintf(buf, SIDECAR_KIND_MAX, "%s", strbuf_text(&text));
+}
+
+/* An internal snapshot, for one: the bitmaps are of the disk as it is now. */
+static bool is_of_the_past(const struct node *n)
+{
+    while (n && !n->of_the_past)
+        n = edge_node(n->file);
+    return n != NULL;
 }
 
 bool co_sidecar_place(struct node *n, struct sidecar_place *ret, struct err *err)
@@ -172,6 +188,9 @@ bool co_sidecar_place(struct node *n, struct sidecar_place *ret, struct err *err
     struct naming j = { .filename = info->filename };
 
     *ret = (struct sidecar_place){ 0 };
+    if (is_of_the_past(n))
+        return err_set(err, -ENOTSUP, "Node '%s' is not the disk as it is now, so that it has none "
+                       "of its bitmaps", n->name);
     if (!protocol || !protocol->storage_id)
         return err_set(err, -ENOTSUP, "Node '%s' has no storage that outlives this process, so "
                        "that its bitmaps cannot be kept", n->name);

@@ -66,6 +66,14 @@ static bool clean_device(const struct sidecar_header *h, const struct storage_id
            changed_after(why, h->written_ns, "when it was closed");
 }
 
+/* What a device counted speaks against anybody's word. */
+static bool is_counted_change(const struct storage_identity *was,
+                              const struct storage_identity *is, bool same_boot)
+{
+    return same_boot && was->diskseq && was->diskseq == is->diskseq && was->dev == is->dev &&
+           was->written != UINT64_MAX && is->written != UINT64_MAX && was->written != is->written;
+}
+
 static bool clean(const struct sidecar_header *h, const struct sidecar_facts *f, unsigned i,
                   bool same_boot, struct err *why)
 {
@@ -75,7 +83,8 @@ static bool clean(const struct sidecar_header *h, const struct sidecar_facts *f,
     case STORAGE_FILE:
         return clean_file(h, was, is, same_boot, why);
     case STORAGE_DEVICE:
-        return f->exclusive || clean_device(h, was, is, same_boot, why);
+        return (f->exclusive && !is_counted_change(was, is, same_boot)) ||
+               clean_device(h, was, is, same_boot, why);
     default:
         return f->exclusive ||
                err_set(why, -EINVAL, "nothing tells whether another program has written to %.200s "
@@ -98,6 +107,9 @@ static bool crashed_file(const struct sidecar_header *h, const struct sidecar_fa
     if (!f->has_beat)
         return err_set(why, -EINVAL, "the file with its bitmaps is damaged: it does not tell when "
                        "the image was last written to");
+    if (f->now_ns < f->beat.time_ns - slack)
+        return err_set(why, -EINVAL, "the clock was set back since the image was last written to, "
+                       "so that its times do not tell whether another program has written to it");
     if (newest > f->beat.time_ns + slack)
         return changed_after(why, f->beat.time_ns, same_boot
                              ? "when the process that wrote to it had ended without closing it"

@@ -11,6 +11,7 @@
 struct sidecar_facts {
     uint8_t boot_id[16];
     int64_t boot_time_ns;        /* when the machine was started, since 1970 */
+    int64_t now_ns;
     bool exclusive;              /* the operator: nobody else writes to devices and exports */
     uint64_t disk_size;
     uint32_t n_storages;

@@ -93,13 +93,14 @@ struct kept *sidecar_add_kept(struct sidecar *s, struct dirty_bitmap *bm)
 
 bool sidecar_beat_due(const struct sidecar *s, int64_t now_ns)
 {
-    return now_ns - s->beat_ns >= BEAT_NS;
+    return now_ns - s->beat_ns >= BEAT_NS || now_ns < s->beat_ns;
 }
 
-/* I-S6. A clock that was set back does not set the beat back. */
+/* I-S6. A clock that is set back sets the beat back: the times of what is written from
+ * now on are by that clock, too. */
 static int co_write_beat(struct sidecar *s)
 {
-    struct sidecar_beat b = { .time_ns = MAX(sidecar_now_ns(), s->beat_ns) };
+    struct sidecar_beat b = { .time_ns = sidecar_now_ns() };
     uint8_t buf[SIDECAR_SECTOR];
 
     s->beat_ns = b.time_ns;
@@ -434,6 +435,7 @@ static void fill_header(struct sidecar *s, enum sidecar_state state, struct side
     *ret = s->h;
     ret->seq++;
     ret->state = state;
+    memset(ret->reason, 0, sizeof(ret->reason));
     ret->written_ns = sidecar_now_ns();
     sidecar_boot_id(ret->boot_id);
     memcpy(ret->kind, s->place.kind, sizeof(ret->kind));
@@ -472,12 +474,18 @@ static int co_fill_areas(struct sidecar *s)
 
 int co_sidecar_store(struct sidecar *s, enum sidecar_state state)
 {
-    bool resized = s->h.disk_size != s->node->size;
     struct node_storage storages[NODE_STORAGES_MAX];
     struct sidecar_header h;
+    bool resized;
     int r = 0;
 
+    /* The log that the old header counts on goes: not before its bits are on the disk. */
+    if (s->has_header && s->h.disk_size != s->node->size)
+        r = co_sidecar_sync(&s->f);
+    if (r < 0)
+        return r;
     s->stale = false;
+    resized = s->h.disk_size != s->node->size;
     match_bitmaps(s);
     /* All bitmaps are written anew, and on the disk before the header: the old log has
      * nothing to say of the new regions. */
@@ -493,6 +501,11 @@ int co_sidecar_store(struct sidecar *s, enum sidecar_state state)
         r = co_check_header(s);
     if (r < 0)
         return r;
+    /* Resized meanwhile: what was filled is of the size before. */
+    if (h.disk_size != s->node->size) {
+        s->stale = true;
+        return 0;
+    }
     h.n_storages = co_node_storages(s->node, storages);
     for (unsigned i = 0; i < h.n_storages; i++)
         h.storages[i] = storages[i].now;
@@ -508,17 +521,22 @@ int co_sidecar_store(struct sidecar *s, enum sidecar_state state)
 
 /* ---- failing -------------------------------------------------------------------------------- */
 
-/* In the file, so that a crash does not make it look right again; where not even that can
- * be written, the file goes. */
-static void co_spoil_file(struct sidecar *s, const char *why)
+int co_sidecar_condemn(struct sidecar *s, const char *why)
 {
     struct sidecar_header h;
     int r = s->has_header ? co_check_header(s) : -EILSEQ;
 
     fill_header(s, SIDECAR_SPOILED, &h);
     snprintf(h.reason, sizeof(h.reason), "%s", why);
-    if (r == 0)
-        r = co_write_header(s, &h);
+    return r < 0 ? r : co_write_header(s, &h);
+}
+
+/* In the file, so that a crash does not make it look right again; where not even that can
+ * be written, the file goes. */
+static void co_spoil_file(struct sidecar *s, const char *why)
+{
+    int r = co_sidecar_condemn(s, why);
+
     if (r < 0)
         r = co_sidecar_resize(&s->f, 0);
     if (r < 0)

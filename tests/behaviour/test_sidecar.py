@@ -253,6 +253,28 @@ def test_what_a_closed_image_vouches_for_counts(change, dirty):
         assert found(work, "qcow2") == (None, dirty)
 
 
+def test_a_snapshot_has_none_of_the_disks_bitmaps():
+    """Nor has what is made of the image by another driver."""
+    with work_folder() as work:
+        image = image_of(work, "qcow2")
+        make(work, "qcow2", "killed")
+        poll_until("the locks to go", lambda: not subprocess.run(
+            ["qemu-img", "snapshot", "-c", "s", image], check=False).returncode)
+        with Daemon(work) as daemon:
+            below = {"driver": "file", "filename": image, "read-only": True}
+            for name, more in [("now", {}), ("then", {"snapshot": "s"})]:
+                daemon.qmp("blockdev-add", {"driver": "qcow2", "node-name": name, "file": below,
+                                            "read-only": True, **more})
+            daemon.qmp("blockdev-add", {"driver": "raw", "node-name": "then-raw", "file": "then",
+                                        "read-only": True})
+            daemon.qmp("blockdev-add", {"driver": "raw", "node-name": "now-raw", "file": "now",
+                                        "read-only": True})
+            nodes = {n["node-name"]: n for n in daemon.qmp("query-named-block-nodes")}
+            assert [b["name"] for b in nodes["now"]["dirty-bitmaps"]] == ["b"]
+            for name in "then", "then-raw", "now-raw":
+                assert "dirty-bitmaps" not in nodes[name], nodes[name]
+
+
 # ---- the file ------------------------------------------------------------------------------
 
 

@@ -314,6 +314,7 @@ static bool co_qcow2_open(struct node *n, const void *opts, struct err *err)
         !co_node_open_child(n, "file", &o->file, perms, EDGE_READ, err))
         return false;
     init_state(s, n, o);
+    n->of_the_past = o->has_snapshot;
     if (co_open_image(s, o, err)) {
         if (!o->has_snapshot)
             co_qcow2_bring_back_bitmaps(s);

@@ -139,6 +139,12 @@ static void log_and_beat(void **state)
     assert_int_equal(bitmap_count(back), SIDECAR_SECTOR_REGIONS + 100 - 32);
     sidecar_beat_encode(&b, buf);
     assert_true(sidecar_beat_decode(buf, &c));
+    b.time_ns = INT64_MAX - 1;           /* nothing could be added to it */
+    sidecar_beat_encode(&b, buf);
+    assert_false(sidecar_beat_decode(buf, &c));
+    b.time_ns = 123456789;
+    sidecar_beat_encode(&b, buf);
+    assert_true(sidecar_beat_decode(buf, &c));
     assert_int_equal(c.time_ns, b.time_ns);
     buf[8] ^= 1;
     assert_false(sidecar_beat_decode(buf, &c));

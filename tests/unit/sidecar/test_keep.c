@@ -6,10 +6,13 @@
  * file, taken at any moment and put back after the node is closed.
  */
 #include "sidecar_test.h"
+#include "base/limits.h"
 #include "base/mem.h"
 #include "sidecar/format.h"
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -280,6 +283,146 @@ static void written_by_others(void **state)
     in_loop(written_by_others_body);
 }
 
+/* Another program has written, and this process is killed at any moment of opening the disk. */
+static unsigned copies;
+
+static void copy_now(void *arg, bool end, enum sidecar_op op, uint64_t off, uint64_t len,
+                     const void *data)
+{
+    CLEANUP(free) char *command = xasprintf("cp --sparse=always %s %s.%u", sidecar_test_path(),
+                                            sidecar_test_path(), copies);
+
+    if (end) {
+        assert_int_equal(system(command), 0);
+        copies++;
+    }
+}
+
+static void useless_and_killed_body(void)
+{
+    const struct sidecar_observer copying = { .saw = copy_now };
+    struct node *n = co_open_image(false);
+
+    co_add_persistent(n, "a", GRAIN);
+    keep_copy();
+    co_node_unref(n);
+    put_copy_back();
+    image.id.mtime_ns += 2 * (int64_t)NSEC_PER_SEC;
+    copies = 0;
+    co_sleep(2100 * NSEC_PER_MSEC);      /* so that a beat of now is younger */
+    sidecar_observe(&copying);
+    n = co_open_image(false);
+    sidecar_observe(NULL);
+    co_node_unref(n);
+    assert_true(copies > 3);
+    for (unsigned i = 0; i < copies; i++) {
+        CLEANUP(free) char *copy = xasprintf("%s.%u", sidecar_test_path(), i);
+
+        assert_int_equal(rename(copy, sidecar_test_path()), 0);
+        n = co_open_image(true);
+        assert_non_null(dirty_bitmap_inconsistent(find_bitmap(n, "a")));
+        co_node_unref(n);
+    }
+}
+
+static void useless_and_killed(void **state)
+{
+    start();
+    in_loop(useless_and_killed_body);
+}
+
+/* The log of the old size is not written over before the bits that it stands for are on the
+ * disk: the old header may be what a power cut leaves. */
+static bool synced;
+
+static void log_after_sync(void *arg, bool end, enum sidecar_op op, uint64_t off, uint64_t len,
+                           const void *data)
+{
+    synced |= end && op == SIDECAR_OP_SYNC;
+    assert_true(synced || op != SIDECAR_OP_WRITE || off != SIDECAR_LOG_AT);
+}
+
+static void resized_in_order_body(void)
+{
+    const struct sidecar_observer watching = { .saw = log_after_sync };
+    struct node *n = co_open_image(false);
+    struct err err = ERR_INIT;
+
+    co_add_persistent(n, "a", GRAIN);
+    co_write(n, 3 * GRAIN);
+    synced = false;
+    sidecar_observe(&watching);
+    assert_true(co_node_resize(n, SIZE - 4096, &err));
+    assert_true(co_dirty_settle(n, &err));
+    sidecar_observe(NULL);
+    assert_true(co_node_resize(n, SIZE, &err));
+    co_node_unref(n);
+}
+
+static void resized_in_order(void **state)
+{
+    start();
+    in_loop(resized_in_order_body);
+}
+
+/* ---- what cannot be kept --------------------------------------------------------------- */
+
+static void too_many_body(void)
+{
+    struct node *n = co_open_image(false);
+    struct dirty_bitmap_opts o = { .name = "a", .granularity = GRAIN, .persistent = true };
+    struct err err = ERR_INIT;
+    char name[16];
+
+    o.name = name;
+    assert_true(co_dirty_keep(n, &err));
+    for (unsigned i = 0; i < LIMIT_SIDECAR_BITMAPS; i++) {
+        snprintf(name, sizeof(name), "b%u", i);
+        assert_true(dirty_bitmap_can_keep(n, &o, &err));
+        assert_non_null(dirty_bitmap_add(n, &o, &err));
+    }
+    snprintf(name, sizeof(name), "more");
+    assert_false(dirty_bitmap_can_keep(n, &o, &err));
+    assert_non_null(strstr(err.text, "1024 persistent bitmaps"));
+    assert_true(co_dirty_settle(n, &err));
+    dirty_bitmap_remove(find_bitmap(n, "b7"));
+    assert_true(dirty_bitmap_can_keep(n, &o, &err));
+    co_node_unref(n);
+}
+
+static void too_many(void **state)
+{
+    start();
+    in_loop(too_many_body);
+}
+
+/* Nothing is left of a file that could not be made. */
+static void no_room_for_a_file_body(void)
+{
+    CLEANUP(free) char *temporary = xasprintf("%s.new", sidecar_test_path());
+    struct node *n = co_open_image(false);
+    struct rlimit was, small;
+    struct err err = ERR_INIT;
+
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    small = (struct rlimit){ MiB, was.rlim_max };
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    signal(SIGXFSZ, SIG_IGN);
+    assert_false(co_dirty_keep(n, &err));
+    assert_non_null(strstr(err.text, "File too large"));
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    assert_false(there_is_a_file());
+    assert_int_not_equal(access(temporary, F_OK), 0);
+    co_add_persistent(n, "a", GRAIN);
+    co_node_unref(n);
+}
+
+static void no_room_for_a_file(void **state)
+{
+    start();
+    in_loop(no_room_for_a_file_body);
+}
+
 /* ---- what happens to the file ----------------------------------------------------------- */
 
 static void spoil_file(uint64_t off, const void *bytes, size_t len)
@@ -442,6 +585,10 @@ int main(void)
         cmocka_unit_test(killed),
         cmocka_unit_test(power_lost),
         cmocka_unit_test(written_by_others),
+        cmocka_unit_test(useless_and_killed),
+        cmocka_unit_test(resized_in_order),
+        cmocka_unit_test(too_many),
+        cmocka_unit_test(no_room_for_a_file),
         cmocka_unit_test(damaged),
         cmocka_unit_test(cut_meanwhile),
         cmocka_unit_test(removed_meanwhile),

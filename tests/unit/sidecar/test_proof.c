@@ -21,8 +21,9 @@ static void file(enum sidecar_state state)
                         .ctime_ns = LAST } }, .image = "/disk",
     };
     f = (struct sidecar_facts){
-        .boot_id = "one", .boot_time_ns = BOOT, .disk_size = 4096, .n_storages = 1,
-        .storages = { h.storages[0] }, .has_beat = true, .beat.time_ns = LAST,
+        .boot_id = "one", .boot_time_ns = BOOT, .now_ns = LAST + 3600 * SECOND,
+        .disk_size = 4096, .n_storages = 1, .storages = { h.storages[0] },
+        .has_beat = true, .beat.time_ns = LAST,
     };
 }
 
@@ -92,6 +93,11 @@ static void killed_file(void **state)
     f.storages[0].ctime_ns++;
     is(SIDECAR_USELESS, "had ended without closing it");
     file(SIDECAR_OPEN);
+    f.now_ns = LAST - SIDECAR_BEAT_SLACK_NS;
+    is(SIDECAR_EXACT, NULL);
+    f.now_ns--;                          /* whatever writes now has older times */
+    is(SIDECAR_USELESS, "clock was set back");
+    file(SIDECAR_OPEN);
     f.has_beat = false;
     is(SIDECAR_USELESS, "is damaged");
 }
@@ -124,6 +130,13 @@ static void devices(void **state)
     other_boot(LAST);
     is(SIDECAR_USELESS, "started anew");
     f.exclusive = true;
+    is(SIDECAR_EXACT, NULL);
+    device(SIDECAR_CLEAN);               /* the operator's word, and what the device counted */
+    f.exclusive = true;
+    is(SIDECAR_EXACT, NULL);
+    f.storages[0].written++;
+    is(SIDECAR_USELESS, "changed by another program");
+    f.storages[0].diskseq++;             /* attached anew: it counts from zero */
     is(SIDECAR_EXACT, NULL);
     device(SIDECAR_OPEN);
     is(SIDECAR_USELESS, "--exclusive-devices");
