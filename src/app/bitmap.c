@@ -109,8 +109,11 @@ static json_t *list(struct node *n)
                                 "recording", dirty_bitmap_enabled(bm), "busy", 0,
                                 "persistent", 1);
 
-        if (dirty_bitmap_inconsistent(bm))
+        if (dirty_bitmap_inconsistent(bm)) {
             json_object_set_new(one, "inconsistent", json_true());
+            json_object_set_new(one, "inconsistent-reason",
+                                schema_json_str(dirty_bitmap_inconsistent(bm)));
+        }
         json_array_append_new(all, one);
     }
     return all;
@@ -160,6 +163,24 @@ static bool is_true(const json_t *bitmap, const char *key)
     return json_is_true(json_object_get(bitmap, key));
 }
 
+static void print_state(const json_t *bitmap)
+{
+    const char *reason = json_string_value(json_object_get(bitmap, "inconsistent-reason"));
+    json_int_t over = json_integer_value(json_object_get(bitmap, "over-reported"));
+    char too_much[HUMAN_TEXT];
+
+    if (is_true(bitmap, "inconsistent"))
+        printf("inconsistent: %s", reason ? reason : "of no use any more");
+    else
+        printf("%s", is_true(bitmap, "recording") ? "recording" : "disabled");
+    printf("%s%s", is_true(bitmap, "persistent") ? "" : ", volatile",
+           is_true(bitmap, "busy") ? ", in use" : "");
+    human_size((uint64_t)over, too_much);
+    if (over)
+        printf(", up to %s too much after a power cut", too_much);
+    putchar('\n');
+}
+
 static void print_bitmap(const json_t *bitmap)
 {
     char granule[HUMAN_TEXT], dirty[HUMAN_TEXT];
@@ -171,11 +192,9 @@ static void print_bitmap(const json_t *bitmap)
         snprintf(dirty, sizeof(dirty), "?");
     else
         human_size((uint64_t)count, dirty);
-    printf("%-24s %-12s %-12s %s%s%s\n", json_string_value(json_object_get(bitmap, "name")),
-           granule, dirty, is_true(bitmap, "inconsistent") ? "inconsistent: of no use any more"
-           : is_true(bitmap, "recording") ? "recording" : "disabled",
-           is_true(bitmap, "persistent") ? "" : ", volatile",
-           is_true(bitmap, "busy") ? ", in use" : "");
+    printf("%-24s %-12s %-12s ", json_string_value(json_object_get(bitmap, "name")), granule,
+           dirty);
+    print_state(bitmap);
 }
 
 static int put_list(const struct bitmap_command *c)

@@ -21,7 +21,19 @@ struct dirty_bitmap {
     char *inconsistent;          /* why; NULL: it is not */
     struct bitmap *bits;         /* records */
     struct bitmap *frozen;       /* what a backup works on; NULL: none does */
+    uint64_t over, frozen_over;  /* bytes of them that may be too much */
 };
+
+static struct {
+    void (*fn)(void *arg, const struct dirty_bitmap *bm);
+    void *arg;
+} spoil_listener;
+
+void dirty_set_spoil_listener(void (*fn)(void *arg, const struct dirty_bitmap *bm), void *arg)
+{
+    spoil_listener.fn = fn;
+    spoil_listener.arg = arg;
+}
 
 static struct dirty_keeper *keeper_of(const struct dirty_bitmap *bm)
 {
@@ -223,6 +235,16 @@ uint64_t dirty_bitmap_count(const struct dirty_bitmap *bm)
     return bitmap_count(dirty_bitmap_bits(bm)) << bm->shift;
 }
 
+uint64_t dirty_bitmap_over_reported(const struct dirty_bitmap *bm)
+{
+    return MIN(bm->frozen ? bm->frozen_over : bm->over, dirty_bitmap_count(bm));
+}
+
+void dirty_bitmap_set_over_reported(struct dirty_bitmap *bm, uint64_t bytes)
+{
+    bm->over = bytes;
+}
+
 bool dirty_bitmap_must_keep(const struct dirty_bitmap *bm, uint64_t bit)
 {
     return bitmap_test(bm->bits, bit) || (bm->frozen && bitmap_test(bm->frozen, bit));
@@ -341,6 +363,7 @@ static struct bitmap *replace_row(struct dirty_bitmap *bm, struct bitmap *empty)
 
     assert(bitmap_size(empty) == bitmap_size(old) && bitmap_count(empty) == 0);
     bm->bits = empty;
+    bm->over = 0;
     bm->stored = false;
     return old;
 }
@@ -391,6 +414,8 @@ void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...)
     bm->inconsistent = xstrdup(why);
     bm->stored = false;
     tell_changed(bm);
+    if (bm->node->core->findable && spoil_listener.fn)
+        spoil_listener.fn(spoil_listener.arg, bm);
 }
 
 void dirty_bitmap_mend(struct dirty_bitmap *bm, struct bitmap *bits)
@@ -409,6 +434,7 @@ void dirty_bitmap_mend(struct dirty_bitmap *bm, struct bitmap *bits)
 void dirty_bitmap_freeze(struct dirty_bitmap *bm, struct bitmap *empty)
 {
     dirty_bitmap_hold(bm);
+    bm->frozen_over = bm->over;
     bm->frozen = replace_row(bm, empty);
 }
 
@@ -418,8 +444,10 @@ void dirty_bitmap_thaw(struct dirty_bitmap *bm, const struct bitmap *still)
     struct dirty_keeper *k = keeper_of(bm);
 
     assert(were);
-    if (still)
+    if (still) {
         dirty_bitmap_add_bits(bm, still);
+        bm->over = MIN(bm->frozen_over, bitmap_count(still) << bm->shift);
+    }
     bm->frozen = NULL;
     if (k)
         k->ops->bits_cleared(k, bm);

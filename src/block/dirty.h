@@ -67,6 +67,10 @@ bool dirty_bitmap_persistent(const struct dirty_bitmap *bm);
 bool dirty_bitmap_busy(const struct dirty_bitmap *bm);
 /* Why it cannot be trusted any more; NULL: it can. */
 const char *dirty_bitmap_inconsistent(const struct dirty_bitmap *bm);
+/* Of the bytes that are dirty, so many at most only because nobody knew better when the bitmap was
+ * brought back after a power cut. Until it is cleared or a backup has used it. */
+uint64_t dirty_bitmap_over_reported(const struct dirty_bitmap *bm);
+void dirty_bitmap_set_over_reported(struct dirty_bitmap *bm, uint64_t bytes);
 /* Bytes that are dirty: what a backup that begins now would copy, and while one
  * runs, what it began with (as QEMU counts). The last granule counts whole. */
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *bm);
@@ -110,6 +114,10 @@ void dirty_bitmap_set(struct dirty_bitmap *bm, uint64_t off, uint64_t len);
 
 /* It missed something: from now on it is of no use, and says why. */
 void dirty_bitmap_spoil(struct dirty_bitmap *bm, const char *why_fmt, ...) PRINTF_LIKE(2, 3);
+
+/* Who is told when one becomes inconsistent while its node is in use, on the node's loop; NULL:
+ * nobody. One for the process, set while no node is open. */
+void dirty_set_spoil_listener(void (*fn)(void *arg, const struct dirty_bitmap *bm), void *arg);
 
 /* ---- a backup's use ---------------------------------------------------------
  * At the instant, with the doors shut, what is dirty is set aside (frozen): the

@@ -155,6 +155,9 @@ struct dirty_info {
     uint32_t granularity;
     bool recording, busy, persistent;
     bool has_inconsistent, inconsistent;
+    bool has_reason, has_over_reported;
+    char *reason;
+    int64_t over_reported;
 };
 #define DIRTY(field, type) SCHEMA_REQUIRED(struct dirty_info, field, #field, type, NULL)
 static const struct schema_type dirty_info_type = {
@@ -167,6 +170,8 @@ static const struct schema_type dirty_info_type = {
         DIRTY(busy, &schema_bool),
         DIRTY(persistent, &schema_bool),
         SCHEMA_OPTIONAL(struct dirty_info, inconsistent, "inconsistent", &schema_bool, NULL),
+        SCHEMA_OPTIONAL(struct dirty_info, reason, "inconsistent-reason", &schema_str, NULL),
+        SCHEMA_OPTIONAL(struct dirty_info, over_reported, "over-reported", &schema_int, NULL),
         SCHEMA_END,
     },
 };
@@ -287,7 +292,9 @@ static void fill_image(struct node *n, struct image_info *ret)
 static void fill_bitmaps(struct node *n, struct schema_array *ret)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
-        bool inconsistent = dirty_bitmap_inconsistent(bm) != NULL;
+        const char *why = dirty_bitmap_inconsistent(bm);
+        bool inconsistent = why != NULL;
+        uint64_t over = inconsistent ? 0 : dirty_bitmap_over_reported(bm);
 
         ret->items = xrealloc(ret->items, (ret->n + 1) * sizeof(struct dirty_info));
         ((struct dirty_info *)ret->items)[ret->n++] = (struct dirty_info){
@@ -299,6 +306,10 @@ static void fill_bitmaps(struct node *n, struct schema_array *ret)
             .persistent = dirty_bitmap_persistent(bm),
             .has_inconsistent = inconsistent,
             .inconsistent = inconsistent,
+            .has_reason = inconsistent,
+            .reason = why ? xstrdup(why) : NULL,
+            .has_over_reported = over != 0,
+            .over_reported = json_size(over),
         };
     }
 }

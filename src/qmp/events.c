@@ -150,6 +150,20 @@ static const struct schema_type image_corrupted_type = {
     },
 };
 
+struct bitmap_spoiled {
+    char *node_name, *name, *reason;
+};
+static const struct schema_type bitmap_spoiled_type = {
+    .name = "DirtyBitmapInconsistentEvent", .kind = SCHEMA_STRUCT,
+    .size = sizeof(struct bitmap_spoiled),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct bitmap_spoiled, node_name, "node-name", &schema_str, NULL),
+        SCHEMA_REQUIRED(struct bitmap_spoiled, name, "name", &schema_str, NULL),
+        SCHEMA_REQUIRED(struct bitmap_spoiled, reason, "reason", &schema_str, NULL),
+        SCHEMA_END,
+    },
+};
+
 struct export_deleted {
     char *id;
 };
@@ -176,6 +190,7 @@ static const struct schema_type shutdown_type = {
 };
 
 const struct qmp_event qmp_events[] = {
+    { "BLOCK_DIRTY_BITMAP_INCONSISTENT", &bitmap_spoiled_type },
     { "BLOCK_EXPORT_DELETED", &export_deleted_type },
     { "BLOCK_IMAGE_CORRUPTED", &image_corrupted_type },
     { "BLOCK_JOB_CANCELLED", &block_job_end_type },
@@ -266,6 +281,18 @@ void qmp_image_corrupted(void *arg, const struct node *n, const struct node_corr
     };
 
     qmp_post_event(arg, "BLOCK_IMAGE_CORRUPTED", schema_encode(&image_corrupted_type, &data));
+}
+
+void qmp_bitmap_spoiled(void *arg, const struct dirty_bitmap *bm)
+{
+    struct bitmap_spoiled data = {
+        .node_name = (char *)node_name(dirty_bitmap_node(bm)),
+        .name = (char *)dirty_bitmap_name(bm),
+        .reason = (char *)dirty_bitmap_inconsistent(bm),
+    };
+
+    qmp_post_event(arg, "BLOCK_DIRTY_BITMAP_INCONSISTENT",
+                   schema_encode(&bitmap_spoiled_type, &data));
 }
 
 /* ---- jobs ---------------------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 #include "base/list.h"
 #include "base/schema.h"
 #include "base/strbuf.h"
+#include "block/dirty.h"
 #include "block/graph.h"
 #include "job/job.h"
 #include "loop/co_sync.h"
@@ -99,6 +100,7 @@ void qmp_emit_shutdown(struct qmp *q, enum qmp_shutdown_cause cause);
 void qmp_emit_export_deleted(struct qmp *q, const char *id);
 
 /* A listener for node_set_corruption_listener. */
+void qmp_bitmap_spoiled(void *arg, const struct dirty_bitmap *bm);
 void qmp_image_corrupted(void *arg, const struct node *n, const struct node_corruption *c);
 
 /* The events of every job, with the struct qmp as argument. */

@@ -25,6 +25,7 @@ struct qmp *qmp_new(const struct qmp_opts *o)
     q->exports = nbd_exports_new();
     nbd_exports_on_deleted(q->exports, on_export_deleted, q);
     node_set_corruption_listener(qmp_image_corrupted, q);
+    dirty_set_spoil_listener(qmp_bitmap_spoiled, q);
     list_init(&q->monitors);
     waitq_init(&q->monitor_gone);
     waitq_init(&q->idle);
@@ -37,6 +38,7 @@ void qmp_free(struct qmp *q)
         return;
     assert(list_empty(&q->monitors));
     node_set_corruption_listener(NULL, NULL);
+    dirty_set_spoil_listener(NULL, NULL);
     nbd_exports_free(q->exports);
     json_decref(q->iothreads);
     json_decref(q->targets);

@@ -100,6 +100,7 @@ static struct dirty_bitmap *bring_back(struct node *n, struct sidecar_loaded *l,
     }
     if (*why)
         log_warn("node '%s': dirty bitmap '%s' is inconsistent: %s", n->name, e->name, why);
+    dirty_bitmap_set_over_reported(bm, more);
     if (more)
         log_info("node '%s': after a power cut %" PRIu64 " bytes more count as dirty in bitmap "
                  "'%s' than are known to be", n->name, more, e->name);

@@ -43,9 +43,16 @@ static bool clean_file(const struct sidecar_header *h, const struct storage_iden
 {
     if (!same_file(h, was, is, same_boot, why))
         return false;
-    return (is->size == was->size && is->mtime_ns == was->mtime_ns &&
-            is->ctime_ns == was->ctime_ns) ||
-           changed_after(why, h->written_ns, "when it was closed");
+    if (is->size == was->size && is->mtime_ns == was->mtime_ns) {
+        char since[64];
+
+        format_time(h->written_ns, since, sizeof(since));
+        return is->ctime_ns == was->ctime_ns ||
+               err_set(why, -EINVAL, "the image's owner, mode, name or links were changed after "
+                       "%s, when it was closed, so that nothing tells whether it was changed by "
+                       "another program as well", since);
+    }
+    return changed_after(why, h->written_ns, "when it was closed");
 }
 
 static bool clean_device(const struct sidecar_header *h, const struct storage_identity *was,

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import pytest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from live import seeds, work_folder  # noqa: E402
-from stillpoint import Daemon, QmpError, poll_until, qemu_img, run  # noqa: E402
+from stillpoint import Daemon, QmpError, poll_until, qemu_img, run, stillpoint  # noqa: E402
 
 nbd = pytest.importorskip("nbd")
 
@@ -219,6 +220,23 @@ def replace(path, fmt):
     os.replace(path + ".copy", path)
 
 
+def dd(path, fmt):
+    run("dd", "if=/dev/urandom", f"of={path}", "bs=64k", "seek=64", "count=1", "conv=notrunc")
+
+
+def copy_over(path, fmt):
+    shutil.copy2(path, path + ".copy")
+    shutil.copy2(path + ".copy", path)
+
+
+def touch(path, fmt):
+    run("touch", path)
+
+
+def chmod(path, fmt):
+    os.chmod(path, 0o660)
+
+
 def shorten(path, fmt):
     os.truncate(path, SIZE // 2)
 
@@ -227,10 +245,16 @@ def shorten(path, fmt):
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
 @pytest.mark.parametrize("change, words", [(rewrite, "was changed by another program after"),
                                            (replace, "is another file"),
-                                           (shorten, "was changed by another program after")])
+                                           (shorten, "was changed by another program after"),
+                                           (dd, "was changed by another program after"),
+                                           (copy_over, "after"),
+                                           (touch, "was changed by another program after"),
+                                           (chmod, "after")])
 def test_others_changed_the_image(fmt, how, change, words):
-    if fmt == "qcow2" and change == shorten:
-        pytest.skip("a qcow2 image that is cut cannot be opened")
+    if fmt == "qcow2" and change in (shorten, dd, copy_over, touch, chmod):
+        pytest.skip("raw images show it; a qcow2 image that is cut cannot be opened")
+    if (how, change) in [("closed", copy_over), ("closed", chmod)]:
+        words = "mode, name or links were changed after"      # mtime is as it was
     if fmt == "qcow2" and how == "closed":
         pytest.skip("what the image itself vouches for counts: the next test")
     with work_folder() as work:
@@ -275,6 +299,105 @@ def test_a_snapshot_has_none_of_the_disks_bitmaps():
                 assert "dirty-bitmaps" not in nodes[name], nodes[name]
 
 
+# ---- block devices ------------------------------------------------------------------------
+
+
+class DeviceDisk(Disk):
+    def __init__(self, work, device, *options):
+        self.device = device
+        super().__init__(work, "raw", "--state-dir", os.path.join(work, "state"), *options)
+
+    def add(self):
+        try:
+            self.qmp("blockdev-add", {"driver": "raw", "node-name": "disk", "file": {
+                "driver": "host_device", "filename": self.device}})
+            return True
+        except QmpError as e:
+            assert "lock" in e.desc, e
+            return False
+
+    def listed(self):
+        return next(n for n in self.qmp("query-named-block-nodes")
+                    if n["node-name"] == "disk")["dirty-bitmaps"][0]
+
+
+@pytest.fixture
+def device(tmp_path):
+    """A block device, in a folder that has a state directory."""
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "disk"
+    path.touch()
+    os.truncate(path, SIZE)
+    made = subprocess.run(["losetup", "-f", "--show", path], capture_output=True, text=True,
+                          check=False)
+    if made.returncode:
+        pytest.skip("needs loop devices, and root")
+    yield made.stdout.strip()
+    run("losetup", "-d", made.stdout.strip())
+
+
+def use_device(work, device, how, *options):
+    with DeviceDisk(work, device, *options) as disk:
+        disk.qmp("block-dirty-bitmap-add", node="disk", name="b", granularity=GRAIN,
+                 persistent=True)
+        run("qemu-io", "-f", "raw", "-c", "write -P 1 1M 64k", disk.export())
+        if how == "killed":
+            disk.daemon.kill()
+
+
+EXCLUSIVE = "--exclusive-devices"
+
+
+@pytest.mark.parametrize("how, change, options, words", [
+    ("closed", None, [], None),
+    ("closed", dd, [], "was changed by another program after"),
+    ("closed", dd, [EXCLUSIVE], "was changed by another program after"),
+    ("killed", None, [], "(with --exclusive-devices you say that none does)"),
+    ("killed", None, [EXCLUSIVE], None),
+])
+def test_a_device(tmp_path, device, how, change, options, words):
+    use_device(str(tmp_path), device, how)
+    if change:
+        change(device, "raw")
+        os.sync()
+    with DeviceDisk(str(tmp_path), device, *options) as disk:
+        listed = disk.listed()
+        if words:
+            assert listed["inconsistent"] and words in listed["inconsistent-reason"]
+            assert words in disk.look()[0]
+        else:
+            assert disk.look() == (None, {MIB // GRAIN})
+            assert not {"inconsistent-reason", "over-reported"} & set(listed)
+
+
+def make_of_another_boot(sidecar):
+    """What a power cut leaves, as far as this file goes."""
+    with open(sidecar, "r+b") as f:
+        for at in 0, 4096:
+            f.seek(at)
+            header = bytearray(f.read(4096))
+            header[32:48] = b"of another boot."
+            header[12:16] = bytes(4)
+            header[12:16] = zlib.crc32(header).to_bytes(4, "big")
+            f.seek(at)
+            f.write(header)
+
+
+def test_what_a_power_cut_adds_is_told(tmp_path, device):
+    """The whole disk lies in one region, so that all of it counts as dirty."""
+    use_device(str(tmp_path), device, "killed", EXCLUSIVE)
+    (sidecar,) = (tmp_path / "state").iterdir()
+    make_of_another_boot(sidecar)
+    with DeviceDisk(str(tmp_path), device, EXCLUSIVE) as disk:
+        listed = disk.listed()
+        assert (listed["count"], listed["over-reported"]) == (SIZE, SIZE - GRAIN)
+        disk.export()
+        text = stillpoint("bitmap", "--control", disk.daemon.control, "--list", "disk").stdout
+        assert "recording, up to 23.9 MiB too much after a power cut" in text, text
+        disk.qmp("block-dirty-bitmap-clear", node="disk", name="b")
+        assert "over-reported" not in disk.listed()
+
+
 # ---- the file ------------------------------------------------------------------------------
 
 
@@ -313,6 +436,12 @@ def test_full_disk(tmp_path):
                         while True:
                             f.write(bytes(4096))
                 run("qemu-io", "-f", "raw", "-c", "write -P 1 1M 64k", disk.export())
+                event = disk.qmp.wait_event("BLOCK_DIRTY_BITMAP_INCONSISTENT")["data"]
+                assert (event["node-name"], event["name"]) == ("disk", "b")
+                assert "No space left" in event["reason"]
+                node = next(n for n in disk.qmp("query-named-block-nodes")
+                            if n["node-name"] == "disk")
+                assert node["dirty-bitmaps"][0]["inconsistent-reason"] == event["reason"]
                 assert "No space left" in disk.look()[0]
                 disk.daemon.kill()
             os.unlink(mount / "filler")

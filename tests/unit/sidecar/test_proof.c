@@ -60,6 +60,8 @@ static void closed_file(void **state)
     other_boot(3000 * SECOND);           /* numbers of file systems are of their boot */
     is(SIDECAR_EXACT, NULL);
     f.storages[0].ctime_ns++;
+    is(SIDECAR_USELESS, "mode, name or links were changed after 1970-01-01 00:33:20 UTC, when it");
+    f.storages[0].mtime_ns++;
     is(SIDECAR_USELESS, "changed by another program after 1970-01-01 00:33:20 UTC, when it was");
     file(SIDECAR_CLEAN);
     f.storages[0].mtime_ns--;            /* put back to an older copy's */
