@@ -175,8 +175,10 @@ static void co_keep_on(struct node *n, struct sidecar_place *place, struct sidec
         }
         k->area = l->entries[i].area;
         k->has_area = true;
-        if (l->bits[i] && k->bits)
-            bitmap_merge(k->bits, l->bits[i]);
+        if (l->bits[i]) {
+            bitmap_free(k->bits);
+            k->bits = MOVE(l->bits[i]);
+        }
     }
     co_begin(s, verdict == SIDECAR_USELESS ? useless : NULL);
 }
