@@ -194,8 +194,10 @@ static struct node *co_open(const struct blockdev_options *o, struct node *paren
     node_update_care(n);
     n->core->opener = NULL;
     n->core->options = schema_encode(&blockdev_options_type, o);
-    if (!is_backing)
-        co_keepers_opened(n);
+    if (!is_backing && !co_keepers_opened(n, err)) {
+        co_node_unref(n);
+        return NULL;
+    }
     graph_publish(n);
     return n;
 }

@@ -145,7 +145,7 @@ void dirty_bitmaps_end(struct node *n);
 
 /* ---- keeper.c ----------------------------------------------------------------- */
 
-void co_keepers_opened(struct node *n);
+MUST_CHECK bool co_keepers_opened(struct node *n, struct err *err);
 void co_edge_note_storage(struct edge *e);
 
 /* ---- align.c ------------------------------------------------------------------ */

@@ -52,10 +52,9 @@ bool co_dirty_settle(struct node *n, struct err *err)
     return !k || k->ops->co_settle(k, err);
 }
 
-void co_keepers_opened(struct node *n)
+bool co_keepers_opened(struct node *n, struct err *err)
 {
-    if (provider)
-        provider->co_opened(n);
+    return !provider || provider->co_opened(n, err);
 }
 
 /* ---- storage -------------------------------------------------------------------- */

@@ -68,8 +68,9 @@ MUST_CHECK bool co_dirty_settle(struct node *n, struct err *err);
 
 struct dirty_keeping {
     /* @n has been opened, and nobody uses it yet: bring back the bitmaps that were kept
-     * for it, and give it a keeper if it has persistent bitmaps and is written to. */
-    void (*co_opened)(struct node *n);
+     * for it, and give it a keeper if it has persistent bitmaps and is written to. False with
+     * @err: it may not be used. */
+    bool (*co_opened)(struct node *n, struct err *err);
     /* Give @n, which has none, a keeper. */
     bool (*co_keep)(struct node *n, struct err *err);
 };

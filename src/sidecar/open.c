@@ -284,15 +284,29 @@ static bool co_keep(struct node *n, struct err *err)
     return ok;
 }
 
-static void co_opened(struct node *n)
+/* Nothing but our own record tells of what is written to such storage: a crash later, and the
+ * file that could not be used now would be believed without it. */
+static bool co_needs_its_file(struct node *n)
 {
+    struct node_storage storages[NODE_STORAGES_MAX];
+    unsigned count = co_node_storages(n, storages);
+    bool times = true;
+
+    for (unsigned i = 0; i < count; i++)
+        times &= storages[i].now.kind == STORAGE_FILE;
+    return !times && sidecar_exclusive() && !n->read_only;
+}
+
+static bool co_opened(struct node *n, struct err *ret_err)
+{
+    bool ok = true;
     struct sidecar_place p;
     struct sidecar_file f;
     struct sidecar_loaded l;
     struct err err = ERR_INIT;
 
     if (n->force_share || !co_sidecar_place(n, &p, NULL))
-        return;
+        return true;
     if (co_open_found(n, &p, &f, &l, &err)) {
         enum sidecar_verdict verdict = co_judge(n, &l, &err);
 
@@ -304,6 +318,10 @@ static void co_opened(struct node *n)
         }
         sidecar_loaded_done(&l);
         co_sidecar_file_close(&f);
+    } else if (err.code != -ENOENT && err.code != -EBUSY && !n->drv->is_protocol &&
+               co_needs_its_file(n)) {
+        ok = err_set(ret_err, err.code, "%s; with --exclusive-devices the disk is not written to "
+                     "without that file: remove it to give its bitmaps up", err.text);
     } else if (err.code != -ENOENT && err.code != -EBUSY && !n->drv->is_protocol) {
         log_warn("node '%s' has no dirty bitmaps: %s", n->name, err.text);
     } else if (!n->read_only && has_persistent(n) && !co_create(n, &p, &err)) {
@@ -311,6 +329,7 @@ static void co_opened(struct node *n)
                  err.text);
     }
     sidecar_place_done(&p);
+    return ok;
 }
 
 void sidecar_register(void)
