@@ -13,6 +13,10 @@
 #include "sidecar/proof.h"
 #include <inttypes.h>
 
+/* Longer than a write may seem to be the last process's: SIDECAR_BEAT_SLACK_NS. */
+#define LOCK_WAIT_NS (2 * NSEC_PER_SEC)
+#define LOCK_RETRY_NS (5 * NSEC_PER_MSEC)
+
 /* ---- what is found ------------------------------------------------------------------- */
 
 static enum sidecar_verdict co_judge(struct node *n, const struct sidecar_loaded *l,
@@ -205,6 +209,23 @@ static bool co_open_found(struct node *n, const struct sidecar_place *p, struct 
     return false;
 }
 
+/* The same, for a node that was just opened and has its image's lock. Where the last process
+ * was killed the kernel may still have to finish something for it, and keep its locks:
+ * without the file the bitmaps would miss what is written from now on, and so soon
+ * after the last beat nothing would tell. */
+static bool co_wait_for_found(struct node *n, const struct sidecar_place *p,
+                              struct sidecar_file *f, struct sidecar_loaded *ret, struct err *err)
+{
+    uint64_t deadline = loop_now() + LOCK_WAIT_NS;
+
+    while (!co_open_found(n, p, f, ret, err)) {
+        if (err->code != -EAGAIN || loop_now() >= deadline)
+            return false;
+        co_sleep(LOCK_RETRY_NS);
+    }
+    return true;
+}
+
 static bool has_persistent(struct node *n)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(n, bm));) {
@@ -307,7 +328,7 @@ static bool co_opened(struct node *n, struct err *ret_err)
 
     if (n->force_share || !co_sidecar_place(n, &p, NULL))
         return true;
-    if (co_open_found(n, &p, &f, &l, &err)) {
+    if (co_wait_for_found(n, &p, &f, &l, &err)) {
         enum sidecar_verdict verdict = co_judge(n, &l, &err);
 
         if (n->read_only) {

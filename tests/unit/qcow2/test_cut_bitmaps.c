@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "record.h"
 #include "sidecar/impl.h"
+#include "windows.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -23,11 +24,6 @@
 
 #define GRAIN (64u * 1024)
 #define GRAIN_B 4096u
-#define REGION SIDECAR_REGION_MIN
-/* Only these parts of the disk are written to: its begin, and where two regions meet. */
-#define WINDOWS 4u
-#define WINDOW (512u * 1024)
-#define SIZE (3 * REGION + WINDOW)
 #define SECTORS ((SIDECAR_AREAS_AT + 512 * KiB) / SIDECAR_SECTOR)
 #define EVENTS_MAX 30000u
 #define BASES_MAX 64u
@@ -41,31 +37,8 @@ static const char *const names[] = { "a", "b" };
 static const uint32_t grains[] = { GRAIN, GRAIN_B };
 #define BITMAPS ARRAY_SIZE(names)
 
-/* ---- the disk at a backup ---------------------------------------------------------- */
-
-static uint64_t window_at(unsigned i)
-{
-    return i ? i * REGION - WINDOW / 2 : 0;
-}
-
-struct content {
-    uint64_t size;
-    unsigned char bytes[WINDOWS][WINDOW];
-};
-
 static struct node *disk;
 static const char *format;
-
-static void co_read(struct content *ret)
-{
-    ret->size = node_size(disk);
-    for (unsigned i = 0; i < WINDOWS; i++) {
-        uint64_t at = window_at(i), end = MIN(at + WINDOW, ret->size);
-
-        if (at < end)
-            assert_int_equal(co_node_pread(disk, at, end - at, ret->bytes[i], 0), 0);
-    }
-}
 
 /* ---- the record -------------------------------------------------------------------- */
 
@@ -83,7 +56,7 @@ struct event {
     size_t ended;                /* of a begin: the event that is its end; 0: none */
     uint64_t image_bytes;        /* the image's record was so long */
     size_t image;                /* so many records, that is */
-    struct content *base;
+    struct windows *base;
 };
 
 static struct event events[EVENTS_MAX];
@@ -148,7 +121,7 @@ static void forget_events(void)
     n_events = 0;
 }
 
-static void note_base(unsigned bitmap, const struct content *c)
+static void note_base(unsigned bitmap, const struct windows *c)
 {
     note(NEW_BASE, false, bitmap, 0, NULL)->base = xmemdup(c, sizeof(*c));
 }
@@ -324,42 +297,12 @@ static void put_side(struct side *s)
 
 /* ---- a life ------------------------------------------------------------------------------- */
 
-/* Writers share granules and no sectors: of two writes at a time to one place the record does
- * not tell which was the last. */
-#define WRITERS 3u
-#define PART (WINDOW / WRITERS / 512 * 512)
-
-static void co_write_some(unsigned writer)
-{
-    CLEANUP(free) char *buf = xmalloc(PART);
-    uint64_t at = window_at((unsigned)below(WINDOWS)) + writer * PART;
-    uint64_t end = MIN(at + PART, node_size(disk));
-    uint64_t len = 512 * (1 + below(below(4) ? 8 : 300)), off = at;
-
-    if (below(4))
-        off += 512 * below(PART / 512);
-    if (off >= end)
-        return;
-    len = MIN(len, end - off);
-    memset(buf, 1 + (int)below(255), len);
-    switch (below(8)) {
-    case 0:
-        assert_int_equal(co_node_write_zeroes(disk, off, len, below(2) ? REQ_MAY_UNMAP : 0), 0);
-        break;
-    case 1:
-        assert_int_equal(co_node_discard(disk, off, len), 0);
-        break;
-    default:
-        assert_int_equal(co_node_pwrite(disk, off, len, buf, below(16) ? 0 : REQ_FUA), 0);
-    }
-}
-
 static void co_writer(void *arg)
 {
     const unsigned *writer = arg;
 
     for (unsigned i = 0; i < 10; i++) {
-        co_write_some(*writer);
+        co_windows_write(disk, *writer, &seed);
         if (!below(12))
             assert_int_equal(co_node_flush(disk), 0);
         co_yield_times((unsigned)below(4));
@@ -376,14 +319,14 @@ static void co_syncer(void *arg)
     }
 }
 
-static struct content *frozen;       /* the disk when "a" was frozen; NULL: it is not */
+static struct windows *frozen;       /* the disk when "a" was frozen; NULL: it is not */
 
 /* As a backup that begins, or ends. */
 static void co_backup(struct dirty_bitmap *a)
 {
     if (!frozen) {
-        frozen = xnew(struct content);
-        co_read(frozen);
+        frozen = xnew(struct windows);
+        co_windows_read(disk, frozen);
         dirty_bitmap_freeze(a, dirty_bitmap_new_row(a, NULL));
     } else if (below(4)) {
         note_base(0, frozen);
@@ -397,10 +340,10 @@ static void co_backup(struct dirty_bitmap *a)
 
 static void co_clear(struct dirty_bitmap *b)
 {
-    CLEANUP(free) struct content *now = xnew(struct content);
+    CLEANUP(free) struct windows *now = xnew(struct windows);
     struct err err = ERR_INIT;
 
-    co_read(now);
+    co_windows_read(disk, now);
     note_base(1, now);
     bitmap_free(dirty_bitmap_clear(b, dirty_bitmap_new_row(b, NULL)));
     if (below(2))
@@ -409,14 +352,16 @@ static void co_clear(struct dirty_bitmap *b)
 
 static void co_resize(void)
 {
-    static const uint64_t sizes[] = { SIZE, SIZE + 2 * REGION, 3 * REGION - 128 * KiB };
+    static const uint64_t sizes[] = {
+        WINDOWS_DISK, WINDOWS_DISK + 2 * SIDECAR_REGION_MIN, 3 * SIDECAR_REGION_MIN - 128 * KiB,
+    };
     struct err err = ERR_INIT;
 
     note(DISK_RESIZE, false, 0, 0, NULL);
     if (!co_node_resize(disk, sizes[below(ARRAY_SIZE(sizes))], &err))
         fail_msg("%s", err.text);
     if (below(2))
-        co_write_some((unsigned)below(WRITERS));
+        co_windows_write(disk, (unsigned)below(WRITERS), &seed);
     if (!co_dirty_settle(disk, &err))
         fail_msg("%s", err.text);
     assert_int_equal(co_node_flush(disk), 0);
@@ -480,7 +425,7 @@ static bool is_resizing(size_t cut)
     return false;
 }
 
-static const struct content *base_at(unsigned bitmap, size_t cut, const struct content *first)
+static const struct windows *base_at(unsigned bitmap, size_t cut, const struct windows *first)
 {
     for (size_t i = cut; i-- > 0;) {
         if (events[i].what == NEW_BASE && events[i].off == bitmap)
@@ -489,35 +434,15 @@ static const struct content *base_at(unsigned bitmap, size_t cut, const struct c
     return first;
 }
 
-static void expect_bits(unsigned j, const struct content *base, const struct content *now,
-                        const char *where)
+static void co_judge(size_t cut, const char *where, const struct windows *const first[BITMAPS])
 {
-    const struct bitmap *bits = dirty_bitmap_bits(dirty_bitmap_find(disk, names[j], NULL));
+    CLEANUP(free) struct windows *now = xnew(struct windows);
 
-    for (unsigned w = 0; w < WINDOWS; w++) {
-        for (uint64_t i = 0; i < WINDOW; i += 512) {
-            uint64_t at = window_at(w) + i;
-            bool differs = at >= base->size ||
-                           memcmp(base->bytes[w] + i, now->bytes[w] + i, 512) != 0;
-
-            if (at >= now->size)
-                break;
-            if (differs && !bitmap_test(bits, at / grains[j]))
-                fail_msg("%s: bitmap '%s' does not tell that %" PRIu64 " differs: %d, was %d",
-                         where, names[j], at, now->bytes[w][i],
-                         at < base->size ? base->bytes[w][i] : -1);
-        }
-    }
-}
-
-static void co_judge(size_t cut, const char *where, const struct content *const first[BITMAPS])
-{
-    CLEANUP(free) struct content *now = xnew(struct content);
-
-    co_read(now);
+    co_windows_read(disk, now);
     for (unsigned j = 0; j < BITMAPS; j++) {
         struct dirty_bitmap *bm = dirty_bitmap_find(disk, names[j], NULL);
         const char *why = bm ? dirty_bitmap_inconsistent(bm) : "it is not there";
+        CLEANUP(free) char *untold = NULL;
 
         if (why && strstr(why, "the disk has") && is_resizing(cut)) {
             n_resizing++;
@@ -525,7 +450,9 @@ static void co_judge(size_t cut, const char *where, const struct content *const 
         }
         if (why)
             fail_msg("%s: bitmap '%s': %s", where, names[j], why);
-        expect_bits(j, base_at(j, cut, first[j]), now, where);
+        untold = windows_untold(bm, base_at(j, cut, first[j]), now);
+        if (untold)
+            fail_msg("%s: %s", where, untold);
     }
     n_cuts++;
 }
@@ -548,7 +475,7 @@ static void boot_again(bool killed)
 struct cutter {
     struct side from;            /* when this life began */
     struct side to;
-    struct content *first[BITMAPS];   /* the bases then; NULL: there are no bitmaps yet */
+    struct windows *first[BITMAPS];   /* the bases then; NULL: there are no bitmaps yet */
     size_t first_cut;
     struct record image;
 };
@@ -569,7 +496,7 @@ static void co_cut(struct cutter *c, size_t cut, bool killed, bool keep)
     if (keep) {
         copy_file("disk.img", "next.img");
         for (unsigned j = 0; j < BITMAPS; j++) {
-            struct content *base = xmemdup(base_at(j, cut, c->first[j]), sizeof(*base));
+            struct windows *base = xmemdup(base_at(j, cut, c->first[j]), sizeof(*base));
 
             free(c->first[j]);
             c->first[j] = base;
@@ -585,7 +512,7 @@ static void co_cut(struct cutter *c, size_t cut, bool killed, bool keep)
         disk = co_test_open("{'driver': '%s', 'read-only': %s, 'file': {'driver': 'file', "
                             "'filename': '%s'}}", format, below(4) ? "false" : "true",
                             work_path("disk.img"));
-    co_judge(keep ? 0 : cut, where, (const struct content *const *)c->first);
+    co_judge(keep ? 0 : cut, where, (const struct windows *const *)c->first);
     if (!keep)
         co_node_unref(disk);
 }
@@ -623,16 +550,16 @@ static void co_first_life(struct cutter *c)
     struct err err = ERR_INIT;
 
     must_run("rm -f disk.img* before.img record; qemu-img create -q -f %s disk.img %ju; "
-             "cp --sparse=always disk.img before.img", format, (uintmax_t)SIZE);
+             "cp --sparse=always disk.img before.img", format, (uintmax_t)WINDOWS_DISK);
     recording = true;
     boot_again(false);
     co_open("");
     /* What was written and not flushed before is as it is from now on, too. */
     for (unsigned i = 0; i < 10; i++)
-        co_write_some((unsigned)below(WRITERS));
+        co_windows_write(disk, (unsigned)below(WRITERS), &seed);
     for (unsigned j = 0; j < BITMAPS; j++) {
-        c->first[j] = xnew(struct content);
-        co_read(c->first[j]);
+        c->first[j] = xnew(struct windows);
+        co_windows_read(disk, c->first[j]);
         if (!co_dirty_keep(disk, &err) ||
             !dirty_bitmap_add(disk, &(struct dirty_bitmap_opts){
                 .name = names[j], .granularity = grains[j], .persistent = true }, &err) ||

@@ -594,9 +594,42 @@ static void second_node(void **state)
     in_loop(second_node_body);
 }
 
+static void co_let_go(void *arg)
+{
+    co_sleep(20 * NSEC_PER_MSEC);
+    close(*(int *)arg);
+}
+
+/* What the kernel still does for a process that was killed keeps its locks for a moment. */
+static void lock_of_the_last_body(void)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    struct node *n = co_open_image(false);
+    struct crew crew = { 0 };
+    int fd;
+
+    co_add_persistent(n, "a", GRAIN);
+    co_node_unref(n);
+    fd = open(sidecar_test_path(), O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
+    crew_start(&crew, co_let_go, &fd);
+    n = co_open_image(false);
+    assert_null(dirty_bitmap_inconsistent(find_bitmap(n, "a")));
+    co_crew_wait(&crew);
+    co_node_unref(n);
+}
+
+static void lock_of_the_last(void **state)
+{
+    start();
+    in_loop(lock_of_the_last_body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lock_of_the_last),
         cmocka_unit_test(closed_and_opened),
         cmocka_unit_test(cleared),
         cmocka_unit_test(resized),
