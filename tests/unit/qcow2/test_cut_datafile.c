@@ -168,6 +168,7 @@ static void co_run_shape(const struct shape *shape, uint64_t seed)
     }
     model_done(&r->m);
     free(r);
+    test_tally(CUTS, "power cuts of an image and its data file");
 }
 
 CO_TEST(both_files_stop_at_one_moment)

@@ -246,6 +246,7 @@ static void co_run_life(const struct life *l)
     record_done(&r);
     for (int i = 0; i <= STEPS; i++)
         state_done(&states[i]);
+    test_tally(CUTS, "power cuts while snapshots come and go");
 }
 
 CO_TEST(a_power_cut_leaves_the_state_before_or_after)

@@ -273,10 +273,10 @@ static void kill_many(const char *what, bool memory)
             useless++;
             begin_anew();
         }
-        if (!ended && kills % 100 == 0)
-            test_tally(100, "kills of a process with a bitmap");
+        if (!ended && kills % 20 == 0)
+            test_tally(20, "kills of a process with a bitmap");
     }
-    test_tally((size_t)(n % 100), "kills of a process with a bitmap");
+    test_tally((size_t)(n % 20), "kills of a process with a bitmap");
     print_message("%s: judged %lu times; %u times of no use; closed in good order %u times\n",
                   format, shared->judged, useless, ends);
     /* After a pause of the machine nothing tells whose a late write was. */
