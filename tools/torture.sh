@@ -84,10 +84,18 @@ behaviour() {       # NAME SEEDS PYTEST-OPTIONS...
     kind=$1
     export STILLPOINT_SEEDS="$2"; shift 2
     pytest="/usr/bin/python3 -m pytest -q -p no:cacheprovider --rootdir=$PWD"
-    # No name has a space or a wildcard that there is a file for.
     names=$($pytest --collect-only "$@" | grep :: | shuf)
-    # shellcheck disable=SC2086
-    step "$kind" $pytest -s ${names:-"$@"}
+    if [ "$names" ]; then
+        words=$IFS
+        IFS='
+'
+        set -f
+        # shellcheck disable=SC2086
+        set -- $names
+        set +f
+        IFS=$words
+    fi
+    step "$kind" $pytest -s "$@"
 }
 
 hunters=
