@@ -402,11 +402,14 @@ static void cuts_body(void)
     const char *rounds = getenv("STILLPOINT_ROUNDS");
     unsigned n = rounds ? (unsigned)atoi(rounds) : 6;
 
-    for (unsigned i = 0; i < n; i++)
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t before = looked_at;
+
         co_seed();
+        test_tally(looked_at - before, "cuts of a file of bitmaps");
+    }
     print_message("%.1f granules of %u too many dirty after each cut\n",
                   (double)over_report / (double)looked_at, (unsigned)GRAINS);
-    print_message("tally %" PRIu64 " cuts of a file of bitmaps\n", looked_at);
 }
 
 static void nothing_dirty_is_lost(void **state)
