@@ -171,7 +171,8 @@ def fio_result(process, out):
     side = job["read"] if job["read"]["total_ios"] else job["write"]
     percentile = side["clat_ns"].get("percentile", {})
     return {"iops": side["iops"], "p50": percentile.get("50.000000", 0) / 1e3,
-            "p99": percentile.get("99.000000", 0) / 1e3, "max": side["clat_ns"]["max"] / 1e3}
+            "p99": percentile.get("99.000000", 0) / 1e3,
+            "p999": percentile.get("99.900000", 0) / 1e3, "max": side["clat_ns"]["max"] / 1e3}
 
 
 def fio(uri, rw, bs, depth, seconds, size, directory, count=None):
