@@ -149,6 +149,9 @@ static int check(struct backup_command *c, const char *const *operands, size_t n
                           c->control);
     if (!c->control && c->sync == SYNC_NONE)
         return cli_misuse("backup", "--sync none is for a disk that is served: say --control");
+    if (c->guest_latency_text &&
+        !human_parse_factor(c->guest_latency_text, &c->guest_latency, &c->run.err))
+        return cli_misuse("backup", "--guest-latency: %s", c->run.err.text);
     if (!wrong && c->to)
         wrong = misuse_of_to(c);
     if (!wrong)
@@ -193,6 +196,8 @@ static int parse(struct backup_command *c, int argc, char **argv)
         CLI_IMAGE_DIR(&c->image_dirs),
         { "speed", 0, CLI_RATE, &c->speed, "RATE", "at most, such as 50M; 0: no limit",
           .max = INT64_MAX },
+        { "guest-latency", 0, CLI_TEXT, &c->guest_latency_text, "FACTOR",
+          "that the disk's users may become slower by; 1.5 unless given; off: copy at full speed" },
         { "compress", 'c', CLI_FLAG, &c->compress, NULL, "TARGET's data; qcow2 only" },
         { "no-reflink", 0, CLI_FLAG, &c->no_reflink, NULL,
           "a raw TARGET gets storage of its own, also where the file system could share it" },
@@ -486,7 +491,7 @@ static const char *last_part(const char *name)
 int cmd_backup(int argc, char **argv)
 {
     struct backup_command c = {
-        .cbw_timeout = UINT64_MAX, .run.err = ERR_INIT, .chain.mode = -1,
+        .cbw_timeout = UINT64_MAX, .guest_latency = -1, .run.err = ERR_INIT, .chain.mode = -1,
     };
     int status = parse(&c, argc, argv);
     enum backup_end end;

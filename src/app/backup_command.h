@@ -35,6 +35,8 @@ struct backup_command {
     const char *format, *source_format, *job_id, *scratch_dir;
     struct cli_list image_dirs;
     uint64_t speed, scratch_limit, cbw_timeout;
+    const char *guest_latency_text;
+    double guest_latency;          /* < 0: not given */
     bool compress, force, no_reflink;
     struct backup_chain chain;     /* of a single disk */
     struct quiesce_opts quiesce;

@@ -124,6 +124,8 @@ static json_t *job_arguments(struct backup_command *c, const struct backup_disk 
         json_object_set_new(args, "compress", json_true());
     if (c->cbw_timeout != UINT64_MAX)
         json_object_set_new(args, "cbw-timeout", json_integer((json_int_t)c->cbw_timeout));
+    if (c->guest_latency >= 0)
+        json_object_set_new(args, "guest-latency", json_real(c->guest_latency));
     if (!c->scratch_dir || add_scratch_dir(c, args))
         return args;
     json_decref(args);

@@ -69,3 +69,13 @@ bool human_parse_rate(const char *text, uint64_t *ret, struct err *err)
                        "example 50M or 50MiB/s", text);
     return schema_parse_size(s, ret, err);
 }
+
+bool human_parse_factor(const char *text, double *ret, struct err *err)
+{
+    char *end;
+
+    *ret = strcmp(text, "off") == 0 ? 0 : strtod(text, &end);
+    if (strcmp(text, "off") == 0 || (end != text && !*end && *ret - *ret == 0))
+        return true;
+    return err_set(err, -EINVAL, "'%s' is no factor such as 1.5", text);
+}

@@ -22,4 +22,7 @@ char *human_latency(uint64_t ns, char buf[static HUMAN_TEXT]);
  * "50MB/s", which might mean another thing, is refused. */
 MUST_CHECK bool human_parse_rate(const char *text, uint64_t *ret, struct err *err);
 
+/* "1.5", or "off" for 0. */
+MUST_CHECK bool human_parse_factor(const char *text, double *ret, struct err *err);
+
 #endif

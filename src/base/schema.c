@@ -14,6 +14,7 @@ const struct schema_type schema_bool = { "bool", SCHEMA_BOOL, .size = sizeof(boo
 const struct schema_type schema_int = { "int", SCHEMA_INT, .size = sizeof(int64_t) };
 const struct schema_type schema_uint32 = { "uint32", SCHEMA_UINT32, .size = sizeof(uint32_t) };
 const struct schema_type schema_size = { "size", SCHEMA_SIZE, .size = sizeof(uint64_t) };
+const struct schema_type schema_number = { "number", SCHEMA_NUMBER, .size = sizeof(double) };
 const struct schema_type schema_str = { "str", SCHEMA_STR, .size = sizeof(char *) };
 const struct schema_type schema_any = { "any", SCHEMA_ANY, .size = sizeof(json_t *) };
 
@@ -101,6 +102,7 @@ static void release(const struct schema_type *t, void *p)
     case SCHEMA_INT:
     case SCHEMA_UINT32:
     case SCHEMA_SIZE:
+    case SCHEMA_NUMBER:
     case SCHEMA_ENUM:
         break;
     }
@@ -196,6 +198,8 @@ static json_t *encode(const struct schema_type *t, const void *p)
         return json_integer(*(const uint32_t *)p);
     case SCHEMA_SIZE:
         return json_integer(MIN(*(const uint64_t *)p, (uint64_t)INT64_MAX));
+    case SCHEMA_NUMBER:
+        return json_real(*(const double *)p);
     case SCHEMA_STR:
         return schema_json_str(*(char *const *)p ? *(char *const *)p : "");
     case SCHEMA_ENUM:

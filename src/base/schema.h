@@ -29,6 +29,7 @@ enum schema_kind {
     SCHEMA_UINT32,    /* uint32_t */
     SCHEMA_SIZE,      /* uint64_t; text form takes suffixes k M G T P E (1024).
                        * JSON (Jansson) carries at most INT64_MAX */
+    SCHEMA_NUMBER,    /* double, finite */
     SCHEMA_STR,       /* char *, owned by the decoded struct */
     SCHEMA_ENUM,      /* int: index into .values */
     SCHEMA_STRUCT,    /* the struct itself, embedded */
@@ -76,8 +77,8 @@ struct schema_array {
     void *items;                    /* n times element->size bytes */
 };
 
-extern const struct schema_type schema_bool, schema_int, schema_uint32, schema_size, schema_str,
-    schema_any;
+extern const struct schema_type schema_bool, schema_int, schema_uint32, schema_size, schema_number,
+    schema_str, schema_any;
 
 enum schema_alt_kind { SCHEMA_ALT_STR, SCHEMA_ALT_OBJECT, SCHEMA_ALT_NULL };
 

@@ -164,6 +164,25 @@ static bool decode_size(struct reader *r, const struct schema_type *t, const jso
     return true;
 }
 
+static bool decode_number(struct reader *r, const struct schema_type *t, const json_t *in,
+                          const struct where *at, void *out)
+{
+    double *v = out;
+    const char *text;
+    char *end;
+
+    if (!r->keyval) {
+        *v = json_number_value(in);
+        return json_is_number(in) || wrong_type(r, at, "number");
+    }
+    text = keyval_text(r, in, at);
+    if (!text)
+        return false;
+    *v = strtod(text, &end);
+    /* Neither "inf" nor "nan" nor "1e999" is a number that anybody means. */
+    return (end != text && !*end && *v - *v == 0) || wrong_value(r, at, "number");
+}
+
 static bool decode_str(struct reader *r, const struct schema_type *t, const json_t *in,
                        const struct where *at, void *out)
 {
@@ -308,6 +327,7 @@ static bool decode(struct reader *r, const struct schema_type *t, const json_t *
     static decode_fn *const by_kind[] = {
         [SCHEMA_BOOL] = decode_bool,     [SCHEMA_INT] = decode_int,
         [SCHEMA_UINT32] = decode_uint32, [SCHEMA_SIZE] = decode_size,
+        [SCHEMA_NUMBER] = decode_number,
         [SCHEMA_STR] = decode_str,       [SCHEMA_ENUM] = decode_enum,
         [SCHEMA_STRUCT] = decode_object, [SCHEMA_UNION] = decode_object,
         [SCHEMA_ARRAY] = decode_array,   [SCHEMA_ALTERNATE] = decode_alternate,

@@ -85,6 +85,8 @@ static char *type_name(struct introspection *in, const struct schema_type *t)
     case SCHEMA_UINT32:
     case SCHEMA_SIZE:
         return builtin_name(in, "int", "int");
+    case SCHEMA_NUMBER:
+        return builtin_name(in, "number", "number");
     case SCHEMA_STR:
         return builtin_name(in, "str", "string");
     case SCHEMA_ANY:

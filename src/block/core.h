@@ -58,6 +58,7 @@ struct node_core {
 
     struct list bitmaps;         /* dirty_bitmap (dirty.c) */
     struct dirty_keeper *keeper; /* NULL: none */
+    struct list meters;          /* struct meter */
     struct list notifiers;       /* node_notifier; those without a function are cursors */
     bool write_care;             /* writes have something to look after: see request.c */
     bool read_care;              /* reads have */

@@ -5,6 +5,7 @@
  */
 #include "block/disk.h"
 #include "block/door.h"
+#include "block/meter.h"
 #include "base/mem.h"
 
 struct disk_user {
@@ -72,11 +73,24 @@ static inline bool may_write(const struct disk_user *u)
     return u->edge->perms & EDGE_WRITE;
 }
 
+static int co_metered_read(struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
+                           int niov, unsigned flags)
+{
+    uint64_t since = loop_turn_came();
+    int r = co_node_preadv(n, off, len, iov, niov, flags);
+
+    node_meter(n, false, len, since);
+    return r;
+}
+
 int co_disk_preadv(struct disk_user *u, uint64_t off, uint64_t len, const struct iovec *iov,
                    int niov, unsigned flags)
 {
     struct node *n = co_enter(u);
 
+    /* Here and not in the funnel: what views read of their source is not theirs. */
+    if (UNLIKELY(!list_empty(&n->core->meters)) && !(flags & REQ_BULK))
+        return leave(u, co_metered_read(n, off, len, iov, niov, flags));
     return leave(u, co_node_preadv(n, off, len, iov, niov, flags));
 }
 

@@ -30,6 +30,7 @@ struct node *node_new(const struct driver *drv, struct loop *loop)
     list_init(&core->children);
     list_init(&core->parents);
     list_init(&core->bitmaps);
+    list_init(&core->meters);
     list_init(&core->notifiers);
     list_init(&core->requests);
     list_init(&core->reads);

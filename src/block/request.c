@@ -5,12 +5,13 @@
  * the driver in a tail call. Everything else takes the careful way below:
  *
  *   reads    unaligned or too long (align.c); deep in a chain (a new stack); watched
- *   writes   the same; notifiers, detect-zeroes, tracking, emulated FUA
+ *   writes   the same; notifiers, detect-zeroes, tracking, emulated FUA; metered
  *   clones   down to the protocols, a funnel for each node on the way
  *
  * Zero writes and discards are in zeroes.c, status in status.c.
  */
 #include "block/core.h"
+#include "block/meter.h"
 #include "base/iov.h"
 
 /* Whether the driver takes the range as it is. An empty one it does not: the
@@ -27,7 +28,8 @@ void node_update_care(struct node *n)
 
     core->read_care = core->new_stack || core->read_watchers;
     core->write_care = !list_empty(&core->notifiers) || !list_empty(&core->bitmaps) ||
-                       core->keeper || core->detect_zeroes || n->limits.request_align > 1;
+                       !list_empty(&core->meters) || core->keeper || core->detect_zeroes ||
+                       n->limits.request_align > 1;
 }
 
 /* ---- reads ------------------------------------------------------------------- */
@@ -148,6 +150,8 @@ static int co_write_careful(struct node *n, uint64_t off, uint64_t len, const st
                             int niov, unsigned flags)
 {
     bool flush_after = (flags & REQ_FUA & ~n->limits.write_flags) != 0;
+    bool metered;
+    uint64_t since = 0;
     struct request rq;
 
     if (flags & REQ_COMPRESSED & ~n->limits.write_flags)
@@ -166,11 +170,16 @@ static int co_write_careful(struct node *n, uint64_t off, uint64_t len, const st
 
     if (r < 0)
         return r;
+    metered = !list_empty(&n->core->meters) && !(flags & REQ_BULK);
+    if (metered)
+        since = loop_turn_came();
     if (LIKELY(fits_driver(n, off, len)))
         r = n->drv->co_pwritev(n, off, len, iov, niov, flags);
     else
         r = co_aligned_pwritev(n, off, len, iov, niov, flags);
     request_end(&rq);
+    if (metered)
+        node_meter(n, true, len, since);
     if (r == 0 && flush_after)
         r = co_node_flush(n);
     return r;

@@ -113,6 +113,63 @@ static void reap(struct backup *b)
     }
 }
 
+/* ---- the guests ------------------------------------------------------------------ */
+
+bool backup_guest_latency_is_good(double factor)
+{
+    return factor == 0 || (factor >= 1 && factor <= BUDGET_FACTOR_MAX);
+}
+
+void backup_end_metering(struct backup *b)
+{
+    if (b->metered)
+        node_remove_meter(b->source, &b->meter);
+    b->metered = false;
+}
+
+void backup_set_guest_latency(struct backup *b, double factor)
+{
+    backup_end_metering(b);
+    budget_init(&b->budget, factor, loop_now());
+    b->metered = factor > 0 && b->view;
+    if (b->metered)
+        node_add_meter(b->source, &b->meter);
+}
+
+/* Often enough to tell times with copies from times without. */
+#define CPU_LOOK_NS (500 * NSEC_PER_USEC)
+
+static void look_at_guests(struct backup *b, uint64_t now)
+{
+    unsigned in_flight = copier_in_flight(b->copier);
+
+    if (in_flight == 0 || now >= b->cpu_looked + CPU_LOOK_NS) {
+        meter_look(&b->meter);
+        b->cpu_looked = now;
+    }
+    budget_look(&b->budget, &b->meter, in_flight, b->depth.now, now);
+}
+
+/* Guests are about to wait for room in scratch, which copying makes. */
+static bool scratch_runs_out(const struct backup *b)
+{
+    struct view_stats st;
+
+    if (!b->scratch_limit || !b->view)
+        return false;
+    view_get_stats(b->view, &st);
+    return st.memory + st.file > b->scratch_limit / 2;
+}
+
+static bool may_begin(struct backup *b, uint64_t now, uint64_t *wake_at)
+{
+    if (copier_in_flight(b->copier) >= b->depth.now)
+        return false;
+    if (!b->metered || scratch_runs_out(b))
+        return true;
+    return budget_grants(&b->budget, now, wake_at);
+}
+
 /* ---- what to do next ---------------------------------------------------------------- */
 
 static void show_progress(struct backup *b)
@@ -129,6 +186,7 @@ static void show_progress(struct backup *b)
 static void close_view(struct backup *b)
 {
     show_progress(b);
+    backup_end_metering(b);
     worklist_free(MOVE(b->list));
     view_remove_listener(&b->listener);
     view_get_added(b->view, &b->guest.added);
@@ -179,7 +237,9 @@ static void start_work(struct backup *b, uint64_t *wake_at)
 {
     uint64_t now = loop_now();
 
-    while (copier_in_flight(b->copier) < b->depth.now) {
+    if (b->metered)
+        look_at_guests(b, now);
+    while (may_begin(b, now, wake_at)) {
         if (!b->has_next && !next_work(b, now, wake_at))
             return;
         b->has_next = true;
@@ -193,6 +253,7 @@ static void start_work(struct backup *b, uint64_t *wake_at)
         }
         b->has_next = false;
         copier_start(b->copier, &b->next);
+        budget_begun(&b->budget, copier_in_flight(b->copier));
     }
 }
 
@@ -230,9 +291,9 @@ static void co_copy_all(struct backup *b)
         }
         start_work(b, &wake_at);
         show_progress(b);
-        bool idle = !copier_in_flight(b->copier);
+        bool measures = copier_in_flight(b->copier) && !(b->metered && budget_binds(&b->budget));
         co_job_wait(b->job, wake_at);
-        if (idle)
+        if (!measures)
             depth_interrupted(&b->depth, loop_now());
     }
 }
@@ -357,6 +418,16 @@ static void backup_speed_changed(void *state, uint64_t speed)
     ratelimit_set(&b->limit, loop_now(), speed);
 }
 
+static bool backup_guest_latency_changed(void *state, double factor, struct err *err)
+{
+    struct backup *b = state;
+
+    if (!backup_guest_latency_is_good(factor))
+        return err_set(err, -EINVAL, BACKUP_BAD_GUEST_LATENCY);
+    backup_set_guest_latency(b, factor);
+    return true;
+}
+
 static void backup_concluded(void *state, int ret)
 {
     struct backup *b = state;
@@ -370,6 +441,9 @@ static void backup_query(const void *state, struct job_info *ret)
 
     ret->has_guest = true;
     ret->guest = b->guest;
+    ret->guest.factor = b->budget.factor;
+    ret->guest.slowdown = b->metered ? b->budget.slowdown : 0;
+    ret->guest.binds = b->metered && budget_binds(&b->budget);
     if (b->view)
         view_get_added(b->view, &ret->guest.added);
 }
@@ -381,6 +455,7 @@ const struct job_ops backup_job_ops = {
     .concluded = backup_concluded,
     .query = backup_query,
     .speed_changed = backup_speed_changed,
+    .guest_latency_changed = backup_guest_latency_changed,
 };
 
 const struct job_ops backup_none_job_ops = {
@@ -389,5 +464,6 @@ const struct job_ops backup_none_job_ops = {
     .free = free,
     .query = backup_query,
     .speed_changed = backup_speed_changed,
+    .guest_latency_changed = backup_guest_latency_changed,
     .drains = true,
 };

@@ -41,6 +41,10 @@ enum backup_on_error {
 };
 
 #define BACKUP_MAX_WORKERS_DEFAULT LIMIT_BACKUP_WORKERS
+#define BACKUP_GUEST_LATENCY_DEFAULT 1.5
+#define BACKUP_BAD_GUEST_LATENCY "guest-latency must be 0 (which means no budget) or between 1 " \
+                                 "and 1000"
+bool backup_guest_latency_is_good(double factor);
 #define BACKUP_MAX_CHUNK_DEFAULT 0      /* the copier chooses */
 
 struct backup_opts {
@@ -64,6 +68,9 @@ struct backup_opts {
                                   * instant on; until success it is all dirty, and after a
                                   * failure it is not there. .name NULL: none */
     uint64_t speed;              /* bytes a second; 0: no limit */
+    double guest_latency;        /* copies as long as guests' requests take so many times at most
+                                  * what they take alone: 1 to BUDGET_FACTOR_MAX (budget.h). 0:
+                                  * copies as fast as it can */
     enum backup_on_error on_source_error, on_target_error;
     struct view_opts view;
     bool auto_finalize, auto_dismiss;
@@ -84,6 +91,7 @@ struct backup_opts {
         .auto_finalize = true, \
         .auto_dismiss = true, \
         .reflink = true, \
+        .guest_latency = BACKUP_GUEST_LATENCY_DEFAULT, \
         .max_workers = BACKUP_MAX_WORKERS_DEFAULT, \
         .max_chunk = BACKUP_MAX_CHUNK_DEFAULT, \
     }

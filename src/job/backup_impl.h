@@ -9,6 +9,7 @@
 #include "base/limits.h"
 #include "base/ratelimit.h"
 #include "job/backup_bitmap.h"
+#include "job/budget.h"
 #include "job/copier.h"
 #include "job/depth.h"
 #include "job/worklist.h"
@@ -21,6 +22,12 @@ struct backup {
     struct node *source, *target;  /* references */
     enum backup_on_error on_error[2];    /* by enum job_op */
     struct depth depth;
+    struct budget budget;          /* against the source's meter, which is there if it has a factor
+                                    * and the view is not over */
+    struct meter meter;
+    bool metered;
+    uint64_t cpu_looked;           /* at the CPU's part of it */
+    uint64_t scratch_limit;        /* 0: none */
 
     struct view *view;             /* NULL once everything is copied */
     struct view *ended;            /* the same, then */
@@ -43,6 +50,10 @@ struct backup {
     int ret;                       /* < 0: the job has failed, with err */
     struct err err;
 };
+
+/* Begin with a budget, or go on with another. */
+void backup_set_guest_latency(struct backup *b, double factor);
+void backup_end_metering(struct backup *b);
 
 extern const struct job_ops backup_job_ops, backup_none_job_ops;
 

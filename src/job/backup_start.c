@@ -65,6 +65,8 @@ static bool check(const struct backup_opts *o, struct err *err)
     if (o->max_workers < 1)
         return err_set(err, -EINVAL, "max-workers must be between 1 and %u",
                        LIMIT_BACKUP_WORKERS);
+    if (!backup_guest_latency_is_good(o->guest_latency))
+        return err_set(err, -EINVAL, BACKUP_BAD_GUEST_LATENCY);
     return backup_check_bitmap(o, err);
 }
 
@@ -238,6 +240,7 @@ static bool co_set_up(struct backup *b, const struct backup_opts *o, const struc
 
 static void undo(struct backup *b)
 {
+    backup_end_metering(b);
     worklist_free(MOVE(b->list));
     if (b->view) {
         view_remove_listener(&b->listener);
@@ -292,9 +295,12 @@ struct backup *co_backup_prepare(const struct backup_opts *o, struct err *err)
     b->on_error[JOB_OP_READ] = o->on_source_error;
     b->on_error[JOB_OP_WRITE] = o->on_target_error;
     b->backoff = BACKUP_BACKOFF_MIN_NS;
+    b->scratch_limit = plan.in_target ? 0 : o->view.scratch_limit;
     ratelimit_set(&b->limit, loop_now(), o->speed);
-    if (co_set_up(b, o, &plan, err))
+    if (co_set_up(b, o, &plan, err)) {
+        backup_set_guest_latency(b, o->guest_latency);
         return b;
+    }
     backup_drop(b);
     return NULL;
 }

@@ -66,7 +66,7 @@ const char *job_status_name(enum job_status s)
 const char *job_verb_name(enum job_verb v)
 {
     static const char *const names[] = { "cancel",   "pause",    "resume", "set-speed",
-                                         "complete", "finalize", "dismiss" };
+                                         "complete", "finalize", "dismiss", "change" };
 
     return NAME(names, v);
 }
@@ -120,6 +120,7 @@ static const unsigned verb_in[JOB_VERB_MAX] = {
     [JOB_COMPLETE] = BIT(JOB_READY),
     [JOB_FINALIZE] = BIT(JOB_PENDING),
     [JOB_DISMISS] = BIT(JOB_CONCLUDED),
+    [JOB_CHANGE] = ALIVE,
 };
 
 static void set_status(struct job *job, enum job_status to)
@@ -436,6 +437,18 @@ bool job_set_speed(struct job *job, uint64_t speed, struct err *err)
     job->speed = speed;
     if (job->ops->speed_changed)
         job->ops->speed_changed(job->state, speed);
+    job_kick(job);
+    return true;
+}
+
+bool job_set_guest_latency(struct job *job, double factor, struct err *err)
+{
+    if (!accepts(job, JOB_CHANGE, err))
+        return false;
+    if (!job->ops->guest_latency_changed)
+        return err_set(err, -ENOTSUP, "Job '%s' has no latency budget", job->id);
+    if (!job->ops->guest_latency_changed(job->state, factor, err))
+        return false;
     job_kick(job);
     return true;
 }

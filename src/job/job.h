@@ -61,6 +61,7 @@ enum job_verb {
     JOB_COMPLETE,
     JOB_FINALIZE,
     JOB_DISMISS,
+    JOB_CHANGE,
     JOB_VERB_MAX,
 };
 
@@ -91,9 +92,13 @@ struct job_events {
     void (*finished)(void *arg, struct job *job, int ret, const struct err *err);
 };
 
-/* What a job has cost those who write its source. */
+/* What a job costs those who use its source. */
 struct job_guest {
     struct histogram_summary added;    /* ns that each write became longer by */
+    double factor;                     /* the latency budget; 0: none */
+    double slowdown;                   /* what requests take now over what they take alone; 0:
+                                        * not known, or there are none */
+    bool binds;                        /* the budget holds the copy back now */
 };
 
 struct job_info {
@@ -136,6 +141,8 @@ void job_query(struct job *job, struct job_info *ret);
 MUST_CHECK bool job_user_pause(struct job *job, struct err *err);
 MUST_CHECK bool job_user_resume(struct job *job, struct err *err);
 MUST_CHECK bool job_set_speed(struct job *job, uint64_t speed, struct err *err);
+/* The latency budget of a job that has one. */
+MUST_CHECK bool job_set_guest_latency(struct job *job, double factor, struct err *err);
 /* Without @force a job that can still end well may first finish what it has
  * begun (a backup with sync=none drains what was captured); it is cancelled all
  * the same, unless that fails: then it has failed. Without @force a paused job
@@ -167,6 +174,7 @@ struct job_ops {
     void (*query)(const void *state, struct job_info *ret);
     /* Optional notes, called before the job is woken. */
     void (*speed_changed)(void *state, uint64_t speed);
+    bool (*guest_latency_changed)(void *state, double factor, struct err *err);   /* may refuse */
     /* job_complete and a soft job_cancel are allowed while running, and
      * job_should_complete tells of them. */
     bool drains;

@@ -328,28 +328,60 @@ static bool poll_for_work(struct loop *loop)
     return hit;
 }
 
-static void run_engine(struct loop *loop)
+/* Whether it had to wait for something to do. */
+static bool run_engine(struct loop *loop)
 {
     struct engine *e = loop->engine;
 
     if (anything_to_do(loop)) {
         e->ops->turn(e, 0);
-        return;
+        return false;
     }
     if (may_poll(loop)) {
         /* What was submitted is to be on its way. */
         e->ops->turn(e, 0);
         if (anything_to_do(loop))
-            return;
+            return false;
         if (poll_for_work(loop)) {
             e->ops->turn(e, 0);
-            return;
+            return true;
         }
     }
     atomic_store(&loop->sleeping, true);
     /* Looked at again: see wake_up. */
     e->ops->turn(e, anything_to_do(loop) ? 0 : MAX(timers_next(&loop->timers), (uint64_t)1));
     atomic_store_explicit(&loop->sleeping, false, memory_order_relaxed);
+    return true;
+}
+
+/* --- Timing turns --- */
+
+void loop_time_turns(bool on)
+{
+    struct loop *loop = current_loop;
+
+    if (on && loop->turns_timed++ == 0) {
+        loop->turn_began = loop->turn_came = loop_now();
+        cpu_wait_open(loop);
+    }
+    if (!on && --loop->turns_timed == 0)
+        cpu_wait_close(loop);
+}
+
+uint64_t loop_turn_came(void)
+{
+    assert(current_loop->turns_timed);
+    return current_loop->turn_came;
+}
+
+/* What ends a wait has not waited itself. */
+static void run_engine_timed(struct loop *loop)
+{
+    uint64_t busy = loop_now() - loop->turn_began;
+    bool waited = run_engine(loop);
+
+    loop->turn_began = loop_now();
+    loop->turn_came = loop->turn_began - (waited ? 0 : busy / 2);
 }
 
 void loop_run(struct loop *loop)
@@ -369,7 +401,10 @@ void loop_run(struct loop *loop)
         run_coroutines(loop);
         if (stop)
             break;
-        run_engine(loop);
+        if (UNLIKELY(loop->turns_timed))
+            run_engine_timed(loop);
+        else
+            run_engine(loop);
     }
     atomic_store(&loop->stop, false);
     loop->running = false;

@@ -50,6 +50,20 @@ const char *loop_engine_name(const struct loop *loop);
 /* Monotonic nanoseconds, read afresh. */
 uint64_t loop_now(void);
 
+/* For who measures how long requests take: when what is dealt with in this turn came
+ * in, about. It waited since the loop last looked, half of the turn before on average.
+ * Only while somebody has asked for it by loop_time_turns(true); each must take that
+ * back. Loop thread only. */
+void loop_time_turns(bool on);
+uint64_t loop_turn_came(void);
+
+/* For the same: how long the loop's thread has been ready to run and had no CPU, and how
+ * often it got one, since it began. False: the kernel does not tell. Costs 2 us. */
+struct loop_cpu_wait {
+    uint64_t ns, times;
+};
+MUST_CHECK bool loop_cpu_wait(struct loop_cpu_wait *ret);
+
 /* Run fn(arg) on @loop, later, as a plain callback (it must not suspend; it may
  * co_start). Any thread; order between two posts of one thread is kept. Posts
  * that have not run when the loop is freed are dropped. */

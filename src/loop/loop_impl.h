@@ -89,6 +89,10 @@ struct loop {
     struct timers timers;
     struct inline_writes inline_writes;
     struct polling polling;
+    unsigned turns_timed;       /* loop_time_turns */
+    uint64_t turn_began;        /* when the loop last looked for completions */
+    uint64_t turn_came;         /* see loop_turn_came */
+    int schedstat_fd;           /* cpu_wait.c, while turns are timed; -1: not to be had */
     bool running;
     bool ran;                   /* at least once: the engine belongs to this thread */
     pthread_t thread;
@@ -111,6 +115,10 @@ void co_drop_all(struct loop *loop);   /* suspended ones, and the pool of stacks
 
 /* loop.c */
 void loop_post_msg(struct loop *loop, struct loop_msg *msg);   /* any thread */
+
+/* cpu_wait.c */
+void cpu_wait_open(struct loop *loop);
+void cpu_wait_close(struct loop *loop);
 
 /* timer.c. timers_next gives the first deadline, UINT64_MAX when there is none. */
 uint64_t timers_next(const struct timers *t);

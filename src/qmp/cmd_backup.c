@@ -89,6 +89,8 @@ struct backup_args {
     char *scratch_dir;
     uint64_t scratch_memory, scratch_limit;
     uint32_t cbw_timeout;        /* seconds */
+    bool has_guest_latency;
+    double guest_latency;
     bool has_new_bitmap;
     struct new_bitmap_args new_bitmap;
 
@@ -126,7 +128,10 @@ struct backup_args {
     BA_OPT(scratch_memory, "scratch-memory", &schema_size, "of it so much in memory, bytes"), \
     BA_OPT(scratch_limit, "scratch-limit", &schema_size, "of it at most, bytes; 0: no limit"), \
     BA_OPT(cbw_timeout, "cbw-timeout", &schema_uint32, \
-           "seconds that a guest's write may wait; 0: no limit")
+           "seconds that a guest's write may wait; 0: no limit"), \
+    BA_OPT(guest_latency, "guest-latency", &schema_number, \
+           "copy as long as guests' requests take so many times at most what they take alone; " \
+           "1.5 unless given; 0: copy as fast as possible")
 
 static const struct schema_type drive_backup_args = {
     .name = "DriveBackup", .kind = SCHEMA_STRUCT, .size = sizeof(struct backup_args),
@@ -171,6 +176,8 @@ static bool check_numbers(const struct backup_args *a, struct err *err)
 {
     if (a->speed < 0)
         return err_set(err, -EINVAL, "Parameter 'speed' expects a non-negative value");
+    if (a->has_guest_latency && !backup_guest_latency_is_good(a->guest_latency))
+        return err_set(err, -EINVAL, BACKUP_BAD_GUEST_LATENCY);
     if (a->x_perf.has_max_workers &&
         (a->x_perf.max_workers < 1 || a->x_perf.max_workers > INT_MAX))
         return err_set(err, -EINVAL, "max-workers must be between 1 and %d", INT_MAX);
@@ -233,6 +240,8 @@ static void fill_opts(struct qmp *q, const struct backup_args *a, struct backup_
         o->view.cbw_timeout_ns = a->cbw_timeout * NSEC_PER_SEC;
     if (a->has_on_cbw_error)
         o->view.on_cbw_error = (enum view_on_cbw_error)a->on_cbw_error;
+    if (a->has_guest_latency)
+        o->guest_latency = a->guest_latency;
     o->events = &qmp_job_events;
     o->events_arg = q;
 }

@@ -28,6 +28,7 @@ struct order {
     no_such *none;
     bool force;              /* cancel */
     uint64_t speed;          /* set-speed */
+    double guest_latency;    /* change */
     struct job *job;
     struct err *err;
 };
@@ -94,6 +95,11 @@ static bool do_set_speed(struct job *job, const struct order *o, struct err *err
     return job_set_speed(job, o->speed, err);
 }
 
+static bool do_change(struct job *job, const struct order *o, struct err *err)
+{
+    return job_set_guest_latency(job, o->guest_latency, err);
+}
+
 /* ---- the commands of the verbs ------------------------------------------------------ */
 
 struct id_args {
@@ -148,6 +154,23 @@ static const struct schema_type set_speed_args_type = {
     },
 };
 
+/* QEMU's BlockJobChangeOptions, for the jobs that there are here. */
+struct change_args {
+    char *id;
+    int type;
+    double guest_latency;
+};
+static const struct schema_type change_args_type = {
+    .name = "BlockJobChangeOptions", .kind = SCHEMA_STRUCT, .size = sizeof(struct change_args),
+    .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct change_args, id, "id", &schema_str, "the job"),
+        SCHEMA_REQUIRED(struct change_args, type, "type", &job_type_enum, "backup"),
+        SCHEMA_REQUIRED(struct change_args, guest_latency, "guest-latency", &schema_number,
+                        "its latency budget; 0: none"),
+        SCHEMA_END,
+    },
+};
+
 /* A command whose job is named by member @member of @args_t. */
 #define VERB_COMMAND(fn, args_t, member, no_such_job, do_verb) \
     static bool fn(const struct qmp_call *call, const void *args, void *ret, struct err *err) \
@@ -192,6 +215,18 @@ static bool co_block_job_set_speed(const struct qmp_call *call, const void *args
     struct order o = { .verb = do_set_speed, .none = no_block_job, .speed = (uint64_t)a->speed };
 
     return co_order(a->device, o, err);
+}
+
+static bool co_block_job_change(const struct qmp_call *call, const void *args, void *ret,
+                                struct err *err)
+{
+    const struct change_args *a = args;
+    struct order o = { .verb = do_change, .none = no_block_job,
+                       .guest_latency = a->guest_latency };
+
+    if (strcmp(job_type_enum.values[a->type], "backup") != 0)
+        return err_set(err, -EINVAL, "Job type does not support change options");
+    return co_order(a->id, o, err);
 }
 
 /* ---- query-jobs, query-block-jobs ---------------------------------------------------- */
@@ -383,6 +418,8 @@ const struct qmp_command qmp_job_commands[] = {
       .co_run = co_block_job_resume },
     { .name = "block-job-set-speed", .doc = "change a job's speed limit",
       .args = &set_speed_args_type, .co_run = co_block_job_set_speed },
+    { .name = "block-job-change", .doc = "change a job's latency budget",
+      .args = &change_args_type, .co_run = co_block_job_change },
     { .name = "block-job-complete", .doc = "as job-complete", .args = &device_args_type,
       .co_run = co_block_job_complete },
     { .name = "block-job-finalize", .doc = "as job-finalize", .args = &id_args_type,

@@ -6,6 +6,7 @@
  */
 #include "base/mem.h"
 #include "qmp/impl.h"
+#include <math.h>
 #include <time.h>
 
 /* ---- their types -------------------------------------------------------------------- */
@@ -52,6 +53,9 @@ static const struct schema_type status_change_type = {
 const struct schema_type guest_latency_type = {
     .name = "JobGuestLatency", .kind = SCHEMA_STRUCT, .size = sizeof(struct guest_latency),
     .members = (const struct schema_member[]){
+        SCHEMA_REQUIRED(struct guest_latency, factor, "factor", &schema_number, NULL),
+        SCHEMA_OPTIONAL(struct guest_latency, slowdown, "slowdown", &schema_number, NULL),
+        SCHEMA_REQUIRED(struct guest_latency, binds, "holding-back", &schema_bool, NULL),
         GL(writes, "writes"), GL(delayed, "delayed"), GL(p50, "p50-ns"), GL(p99, "p99-ns"),
         GL(p999, "p999-ns"), GL(max, "max-ns"), SCHEMA_END,
     },
@@ -62,6 +66,10 @@ struct guest_latency guest_latency_of(const struct job_info *info)
     const struct histogram_summary *s = &info->guest.added;
 
     return (struct guest_latency){
+        .factor = info->guest.factor,
+        .has_slowdown = info->guest.slowdown > 0,
+        .slowdown = round(info->guest.slowdown * 1000) / 1000,
+        .binds = info->guest.binds,
         .writes = (int64_t)s->count,
         .delayed = (int64_t)s->above_zero,
         .p50 = (int64_t)s->p50,

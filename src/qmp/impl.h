@@ -139,6 +139,10 @@ extern const struct schema_type job_type_enum, job_status_enum;
 /* What a job tells of those who write its source (docs/qmp.md): a struct guest_latency. */
 extern const struct schema_type guest_latency_type;
 struct guest_latency {
+    double factor;
+    bool has_slowdown;
+    double slowdown;
+    bool binds;
     int64_t writes, delayed;
     int64_t p50, p99, p999, max;       /* ns */
 };

@@ -64,6 +64,20 @@ static void latencies_have_three_digits(void **state)
     assert_true(strlen(human_latency(UINT64_MAX, buf)) < HUMAN_TEXT);
 }
 
+static void factors_are_numbers(void **state)
+{
+    static const char *const bad[] = { "", "x", "1.5x", "1,5", "nan", "inf", "1e999" };
+    struct err err = ERR_INIT;
+    double v;
+
+    assert_true(human_parse_factor("1.5", &v, &err) && v == 1.5);
+    assert_true(human_parse_factor("2", &v, &err) && v == 2);
+    assert_true(human_parse_factor("off", &v, &err) && v == 0);
+    assert_true(human_parse_factor("0", &v, &err) && v == 0);
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        assert_false(human_parse_factor(bad[i], &v, &err));
+}
+
 static void rates_are_sizes_with_a_second(void **state)
 {
     static const struct {
@@ -99,6 +113,7 @@ int main(void)
         cmocka_unit_test(sizes_have_three_digits),
         cmocka_unit_test(durations_have_two_units),
         cmocka_unit_test(latencies_have_three_digits),
+        cmocka_unit_test(factors_are_numbers),
         cmocka_unit_test(rates_are_sizes_with_a_second),
     };
 

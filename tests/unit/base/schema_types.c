@@ -82,6 +82,7 @@ static const struct schema_member everything_members[] = {
     SCHEMA_OPTIONAL(struct everything, number, "number", &schema_int, NULL),
     SCHEMA_OPTIONAL(struct everything, count, "count", &schema_uint32, NULL),
     SCHEMA_OPTIONAL(struct everything, size, "size", &schema_size, NULL),
+    SCHEMA_OPTIONAL(struct everything, ratio, "ratio", &schema_number, NULL),
     SCHEMA_OPTIONAL(struct everything, name, "name", &schema_str, NULL),
     SCHEMA_OPTIONAL(struct everything, aio, "aio", &aio_type, NULL),
     SCHEMA_OPTIONAL(struct everything, nested, "nested", &file_options_type, NULL),

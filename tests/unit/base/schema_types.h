@@ -37,6 +37,8 @@ struct everything {
     bool has_count;
     uint64_t size;
     bool has_size;
+    double ratio;
+    bool has_ratio;
     char *name;
     bool has_name;
     int aio;
