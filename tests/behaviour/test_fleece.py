@@ -10,7 +10,7 @@ import time
 import disks
 import nbd
 import pytest
-from cli import MiB, Serve, make_image
+from cli import MiB, Serve, fails, make_image
 from live import LiveDisk, engines, seeds
 
 from stillpoint import QmpError, run, stillpoint
@@ -175,6 +175,33 @@ def test_with_break_guest_write_it_is_the_guest_that_fails(daemon, qmp, disk):
     with pytest.raises(nbd.Error):
         guest.pwrite(b"\2" * 4 * MiB, 0)
     assert connect(info["uri"]).pread(8 * MiB, 0) == b"\1" * 8 * MiB
+
+
+def test_what_is_shown_keeps_its_size(daemon, qmp, tmp_path):
+    """Nobody resizes a disk while a fleece of it is open, and none opens of a file that an image
+    makes larger as its guest writes. Afterwards it can be."""
+    image = make_image(tmp_path / "grown.qcow2", 8 * MiB)
+    daemon.serve()
+    qmp("blockdev-add", driver="file", node_name="file", filename=str(image))
+    image_node = {"driver": "qcow2", "node-name": "image", "file": "file"}
+    qmp("blockdev-add", image_node)
+    with pytest.raises(QmpError, match="'image' as its file, which may resize it"):
+        fleece(qmp, "file")
+    info = fleece(qmp, "image")
+    assert "open in another process" in fails("resize", image, "16M")
+    assert connect(info["uri"]).get_size() == 8 * MiB
+    end_export(qmp, info["id"])
+    qmp("blockdev-del", node_name="image")
+    info = fleece(qmp, "file")
+    with pytest.raises(QmpError, match="does not let others resize it"):
+        qmp("blockdev-add", image_node)
+    qmp("blockdev-add", {**image_node, "read-only": True})
+    qmp("blockdev-del", node_name="image")
+    end_export(qmp, info["id"])
+    qmp("blockdev-add", image_node)
+    qmp("blockdev-del", node_name="image")
+    qmp("blockdev-del", node_name="file")
+    stillpoint("resize", image, "16M")
 
 
 def test_refusals(daemon, qmp, disk):
