@@ -8,6 +8,7 @@
  * negotiation, in which N says what is negotiated.
  */
 #include "base/mem.h"
+#include "block/dirty.h"
 #include "block/graph.h"
 #include "drivers/drivers.h"
 #include "export/nbd/server.h"
@@ -27,6 +28,10 @@ static const uint8_t context[] =
 static const uint8_t contexts[] =
     "IHAVEOPT\0\0\0\12\0\0\0\64\0\0\0\0\0\0\0\2\0\0\0\17base:allocation"
     "\0\0\0\25qemu:allocation-depth";
+/* base:allocation, and the dirty bitmap that the export shows. */
+static const uint8_t dirty[] =
+    "IHAVEOPT\0\0\0\12\0\0\0\62\0\0\0\0\0\0\0\2\0\0\0\17base:allocation"
+    "\0\0\0\23qemu:dirty-bitmap:b";
 static const uint8_t go[] = "IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0";   /* ends with the terminator */
 
 /* What one client sends. */
@@ -50,13 +55,15 @@ static void co_set_up(void *arg)
     struct err err = ERR_INIT;
     json_t *json = json_pack("{ss si}", "driver", "null-co", "size", 1 << 20);
     struct node *n = co_node_open(json, false, &err);
+    struct dirty_bitmap_opts b = { .name = "b", .granularity = 4096 };
+    struct nbd_export_bitmap bitmap = { .name = "b" };
     struct nbd_export_opts e = { .id = "e", .node = n, .name = "", .writable = true,
-                                 .allocation_depth = true };
+                                 .allocation_depth = true, .bitmaps = &bitmap, .n_bitmaps = 1 };
     struct nbd_server_opts s = {
         .address = { .kind = NBD_ADDRESS_UNIX, .path = path },
     };
 
-    assert(n);
+    assert(n && dirty_bitmap_add(n, &b, &err));
     exports = s.exports = nbd_exports_new();
     assert(co_nbd_export_add(exports, &e, &err));
     server = co_nbd_server_start(&s, &err);
@@ -119,6 +126,8 @@ static void co_send_good_start(struct stream *s, uint8_t what)
         co_send(s, context, sizeof(context) - 1);
     if (what & 4)
         co_send(s, contexts, sizeof(contexts) - 1);
+    if (what & 8)
+        co_send(s, dirty, sizeof(dirty) - 1);
     co_send(s, go, 16 + 6);
 }
 
