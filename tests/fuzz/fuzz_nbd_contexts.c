@@ -111,7 +111,7 @@ static void set_up(void)
     atexit(tear_down);
 }
 
-/* ---- negotiation ---------------------------------------------------------------------------- */
+/* ---- negotiation ---------------------------------------------------------------------- */
 
 static void co_send(struct run *r, const void *buf, size_t len)
 {
@@ -201,7 +201,7 @@ static void co_negotiate(struct run *r, uint8_t how)
     assert(type == NBD_REP_ACK);
 }
 
-/* ---- answers ---------------------------------------------------------------------------------- */
+/* ---- answers -------------------------------------------------------------------------- */
 
 struct request {
     uint16_t type, flags;
@@ -288,7 +288,7 @@ static uint32_t co_reply(struct run *r, const struct request *q, uint64_t cookie
     return error;
 }
 
-/* ---- requests ----------------------------------------------------------------------------------- */
+/* ---- requests ------------------------------------------------------------------------- */
 
 static void mark(struct run *r, bool *which, uint64_t off, uint64_t len)
 {
@@ -364,7 +364,7 @@ static void co_operations(struct run *r)
     }
 }
 
-/* ---- one input ------------------------------------------------------------------------------------ */
+/* ---- one input ------------------------------------------------------------------------ */
 
 static void co_open_export(struct run *r)
 {
