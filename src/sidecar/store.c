@@ -294,7 +294,7 @@ int co_sidecar_tidy(struct sidecar *s, struct kept *k)
 /* ---- directory and header ------------------------------------------------------------------ */
 
 /* Entries for bitmaps that have none, or one of another size. */
-static void match_bitmaps(struct sidecar *s)
+static void match_bitmaps(struct sidecar *s, bool resized)
 {
     for (struct dirty_bitmap *bm = NULL; (bm = dirty_bitmap_next(s->node, bm));) {
         uint64_t nbits = div_round_up(s->node->size, dirty_bitmap_granularity(bm));
@@ -308,7 +308,7 @@ static void match_bitmaps(struct sidecar *s)
             continue;
         }
         list_for_each(k, &s->kept, link) {
-            if (k->bm == bm && k->nbits != nbits)
+            if (k->bm == bm && (resized || k->nbits != nbits))
                 k->bm = NULL;
             found |= k->bm == bm;
         }
@@ -486,8 +486,9 @@ int co_sidecar_store(struct sidecar *s, enum sidecar_state state)
         return r;
     s->stale = false;
     resized = s->h.disk_size != s->node->size;
-    match_bitmaps(s);
-    /* All bitmaps are written anew, and on the disk before the header: the old log has
+    match_bitmaps(s, resized);
+    /* All bitmaps are written anew (also where the number of bits has stayed: the last granule
+     * may be dirty since), and on the disk before the header: the old log has
      * nothing to say of the new regions. */
     if (resized && !sidecar_set_regions(s, s->node->size))
         return -ENOMEM;

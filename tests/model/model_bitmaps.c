@@ -196,6 +196,23 @@ static void copy_sparse(const char *from, const char *to)
     assert(system(command) == 0);
 }
 
+/* After a kill: what was cleared may be dirty again (I-S9), nothing else changes. */
+static void take_over_what_is_dirty(struct life *l)
+{
+    for (unsigned i = 0; i < BITMAPS; i++) {
+        struct shadow *b = &l->bitmaps[i];
+        const struct dirty_bitmap *bm = b->used ? find(l, b) : NULL;
+
+        for (uint64_t g = 0; bm && !dirty_bitmap_inconsistent(bm) && g < granules(l, b); g++) {
+            bool said = bitmap_test(dirty_bitmap_bits(bm), g);
+
+            if (b->live[g] && !said)
+                wrong(l, b, "was lost by a kill", g);
+            b->live[g] = said;
+        }
+    }
+}
+
 /* A raw disk keeps nothing but its data: with the sidecar file of before, what follows finds what
  * kill -9 leaves. The backups that it ends have vouched for nothing. */
 static void co_kill(struct life *l)
@@ -223,6 +240,7 @@ static void co_kill(struct life *l)
         b->frozen = false;
     }
     co_open(l);
+    take_over_what_is_dirty(l);
 }
 
 /* ---- what changes bits ---------------------------------------------------------------- */

@@ -171,6 +171,36 @@ static void resized(void **state)
     in_loop(resized_body);
 }
 
+/* As many bits as before, but the last granule is dirty. */
+static void resized_a_little_body(void)
+{
+    struct node *n = co_open_image(false);
+    struct err err = ERR_INIT;
+
+    assert_true(co_node_resize(n, SIZE - GRAIN + 512, &err));
+    struct dirty_bitmap *a = co_add_persistent(n, "a", GRAIN);
+
+    assert_true(co_node_resize(n, SIZE - GRAIN + 1024, &err));
+    assert_true(co_dirty_settle(n, &err));
+    assert_int_equal(dirty_bitmap_count(a), GRAIN);
+    keep_copy();
+    co_node_unref(n);
+
+    put_copy_back();
+    image.size = SIZE - GRAIN + 1024;
+    n = co_open_image(false);
+    image.size = SIZE;
+    assert_null(dirty_bitmap_inconsistent(find_bitmap(n, "a")));
+    assert_int_equal(dirty_bitmap_count(find_bitmap(n, "a")), GRAIN);
+    co_node_unref(n);
+}
+
+static void resized_a_little(void **state)
+{
+    start();
+    in_loop(resized_a_little_body);
+}
+
 /* ---- crashes ------------------------------------------------------------------------- */
 
 static void killed_body(void)
@@ -633,6 +663,7 @@ int main(void)
         cmocka_unit_test(closed_and_opened),
         cmocka_unit_test(cleared),
         cmocka_unit_test(resized),
+        cmocka_unit_test(resized_a_little),
         cmocka_unit_test(killed),
         cmocka_unit_test(power_lost),
         cmocka_unit_test(written_by_others),
