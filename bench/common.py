@@ -13,6 +13,9 @@ import statistics
 import subprocess
 import time
 
+SOCKET = object()        # stands for the socket's path in a command
+TABLES = []              # all that table() has printed, for run.py's JSON
+
 
 class Qmp:
     """A QMP connection that keeps events for those who wait for them."""
@@ -104,12 +107,15 @@ def make_disk(path, size_mib):
             f.write(os.urandom(4096))
 
 
-class Nbdkit:
-    def __init__(self, directory, *arguments, name="nbdkit"):
+class Server:
+    """A program without a monitor that serves one disk. @command gets the socket's path in
+    place of SOCKET."""
+
+    def __init__(self, directory, name, command):
         self.socket = os.path.join(directory, f"{name}.sock")
         if os.path.exists(self.socket):
             os.unlink(self.socket)
-        self.process = subprocess.Popen(["nbdkit", "-f", "-U", self.socket, *arguments])
+        self.process = subprocess.Popen([self.socket if c is SOCKET else c for c in command])
         wait_socket(self.socket, self.process)
         self.uri = f"nbd+unix:///?socket={self.socket}"
 
@@ -119,6 +125,17 @@ class Nbdkit:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
+
+
+class Nbdkit(Server):
+    def __init__(self, directory, *arguments, name="nbdkit"):
+        super().__init__(directory, name, ["nbdkit", "-f", "-U", SOCKET, *arguments])
+
+
+class QemuNbd(Server):
+    def __init__(self, directory, image):
+        super().__init__(directory, "qemu-nbd",
+                         ["qemu-nbd", "-t", "-e", "64", "-f", "raw", "-k", SOCKET, image])
 
 
 def compiled(name, directory):
@@ -195,7 +212,21 @@ def spread(values):
     return 100 * (max(values) - min(values)) / median(values) if median(values) else 0
 
 
+def paired(mine, theirs):
+    """How many times larger @mine are: the median over the rounds of the ratio of neighbours.
+
+    A machine that drifts, or has a noisy neighbour for some rounds, changes both of a pair."""
+    ratios = [a / b for a, b in zip(mine, theirs) if b]
+    return median(ratios) if ratios else 0
+
+
+def in_turns(names, n):
+    """The order for round @n: there and back, so that none is always measured first."""
+    return list(names) if n % 2 == 0 else list(reversed(list(names)))
+
+
 def table(title, header, rows):
+    TABLES.append({"title": title, "header": header, "rows": rows})
     print(f"\n{title}\n")
     widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
     for n, row in enumerate([header, *rows]):

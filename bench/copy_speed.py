@@ -7,7 +7,8 @@ import os
 import subprocess
 import time
 
-from common import compiled, Daemon, median, table, timed
+from common import Daemon, compiled, in_turns, median, paired, spread, table, timed
+from machine import have
 
 
 def daemon_backup(program, directory, source, target, fmt, size_mib):
@@ -36,18 +37,24 @@ def floor(source, target):
 
 
 def ways(ours, directory, source, target, fmt, size_mib):
-    out = {
-        "stillpoint job": lambda: daemon_backup([ours, "daemon"], directory, source, target, fmt,
-                                                size_mib),
-        "stillpoint backup": lambda: timed(ours, "backup", source, target, "--progress", "none"),
-        "qsd job": lambda: daemon_backup(["qemu-storage-daemon"], directory, source, target, fmt,
-                                         size_mib),
-        "qemu-img -W": lambda: timed("qemu-img", "convert", "-W", "-f", "raw", "-O", fmt, source,
-                                     target),
-    }
+    """All ways to copy whose programs are installed, by name."""
+    def job(program):
+        return lambda: daemon_backup(program, directory, source, target, fmt, size_mib)
+
+    def command(*words):
+        return lambda: timed(*words)
+
+    out = {"stillpoint job": job([ours, "daemon"]),
+           "stillpoint backup": command(ours, "backup", source, target, "--progress", "none")}
+    if have("qemu-storage-daemon"):
+        out["qsd job"] = job(["qemu-storage-daemon"])
+    if have("qemu-img"):
+        out["qemu-img -W"] = command("qemu-img", "convert", "-W", "-f", "raw", "-O", fmt, source,
+                                     target)
     if fmt == "raw":
-        out["nbdcopy"] = lambda: timed("nbdcopy", source, target)
-        out["cp"] = lambda: timed("cp", "--sparse=never", "--reflink=never", source, target)
+        if have("nbdcopy"):
+            out["nbdcopy"] = command("nbdcopy", source, target)
+        out["cp"] = command("cp", "--sparse=never", "--reflink=never", source, target)
         out["floor"] = lambda: floor(source, target)
     return out
 
@@ -58,22 +65,25 @@ def run(ours, directory, where, rounds, size_mib=4096):
         for _ in range(size_mib):
             f.write(os.urandom(1 << 20))
     result = {}
-    for fmt in ("raw", "qcow2"):
+    for fmt in ("raw", "qcow2") if have("qemu-img") else ("raw",):
         target = os.path.join(directory, f"target.{fmt}")
-        figures = {}
-        for _ in range(rounds):
-            for name, copy in ways(ours, directory, source, target, fmt, size_mib).items():
+        copies = ways(ours, directory, source, target, fmt, size_mib)
+        figures = {name: [] for name in copies}
+        for n in range(rounds):
+            for name in in_turns(copies, n):
                 if os.path.exists(target):
                     os.unlink(target)
-                seconds = copy() + timed("sync", target)
-                figures.setdefault(name, []).append(size_mib / seconds)
+                seconds = copies[name]() + timed("sync", target)
+                figures[name].append(size_mib / seconds)
                 subprocess.run(["sync", "-f", directory], check=True)
         os.unlink(target)
-        mine = median(figures["stillpoint job"])
+        mine = figures["stillpoint job"]
         table(f"Full backup of {size_mib} MiB, raw to {fmt}, on {where}: MiB/s, medians of "
-              f"{rounds} runs",
-              list(figures), [[f"{median(v):,.0f}" for v in figures.values()],
-                              [f"{mine / median(v):.2f}" for v in figures.values()]])
-        result[fmt] = figures
+              f"{rounds} runs; the second line is our job against each, paired",
+              ["", *figures],
+              [["MiB/s", *(f"{median(v):,.0f}" for v in figures.values())],
+               ["stillpoint job / it", *(f"{paired(mine, v):.2f}" for v in figures.values())],
+               ["spread", *(f"{spread(v):.0f} %" for v in figures.values())]])
+        result.update({f"{fmt} | {name}": v for name, v in figures.items()})
     os.unlink(source)
     return result

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """make bench: Stillpoint beside its peers, on the same files in the same run.
 
-Prints tables of medians and ratios; --json FILE keeps every figure. Benchmarks never
-fail a build: they measure, people judge.
+Prints tables of medians, spread and paired ratios; --json FILE keeps every figure with what it
+was measured with, --svg DIR draws what can be drawn. Peers that are not installed are
+named and left out. Benchmarks never fail a build: they measure, people judge.
 """
 import argparse
 import json
@@ -13,50 +14,77 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bitmaps  # noqa: E402
+import common  # noqa: E402
 import copy_speed  # noqa: E402
 import guest_latency  # noqa: E402
 import incremental  # noqa: E402
+import machine  # noqa: E402
 import nbd_speed  # noqa: E402
 import qcow2_speed  # noqa: E402
 
+PLACES = {"tmpfs": "/dev/shm", "disk": "/var/tmp"}
+QSD = ["qemu-storage-daemon", "qemu-img"]
 
-def main():
+# What is measured: how it is started, and the programs without which it cannot be.
+SUITES = {
+    "nbd": (lambda a, d, w: nbd_speed.run(a.stillpoint, d, w, a.rounds, a.seconds), ["fio"]),
+    "latency": (lambda a, d, w: guest_latency.run(a.stillpoint, d, w, a.rounds, a.seconds),
+                ["fio", "nbdkit", *QSD]),
+    "copy": (lambda a, d, w: copy_speed.run(a.stillpoint, d, w, a.rounds, a.copy_mib), []),
+    "qcow2": (lambda a, d, w: qcow2_speed.run(a.stillpoint, d, w, a.rounds, a.seconds),
+              ["fio", *QSD]),
+    "incremental": (lambda a, d, w: incremental.run(a.stillpoint, d, w, a.rounds),
+                    ["fio", *QSD]),
+    "bitmaps": (lambda a, d, w: bitmaps.run(a.stillpoint, d, w, a.rounds, a.seconds),
+                ["fio", *QSD]),
+}
+
+# make bench: minutes. What is named on the command line goes before.
+QUICK = {"only": ["nbd", "copy"], "where": "tmpfs", "rounds": 3, "seconds": 1,
+         "copy_mib": 1024}
+FULL = {"only": list(SUITES), "where": "both", "rounds": 5, "seconds": 3, "copy_mib": 4096}
+
+
+def arguments():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--stillpoint", default="build/stillpoint")
-    p.add_argument("--only", choices=["nbd", "latency", "copy", "qcow2", "incremental",
-                                      "bitmaps"])
-    p.add_argument("--where", choices=["tmpfs", "disk", "both"], default="both")
-    p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--seconds", type=int, default=3, help="length of one fio run")
-    p.add_argument("--copy-mib", type=int, default=4096)
+    p.add_argument("--stillpoint", default="build/stillpoint", metavar="PROGRAM")
+    p.add_argument("--full", action="store_true", help="everything, everywhere, more rounds")
+    p.add_argument("--only", action="append", choices=list(SUITES), help="may be given again")
+    p.add_argument("--where", choices=[*PLACES, "both"])
+    p.add_argument("--rounds", type=int)
+    p.add_argument("--seconds", type=int, help="length of one fio run")
+    p.add_argument("--copy-mib", type=int)
     p.add_argument("--json", metavar="FILE")
     args = p.parse_args()
-    ours = os.path.abspath(args.stillpoint)
-    places = {"tmpfs": "/dev/shm", "disk": "/var/tmp"}
+    for name, value in (FULL if args.full else QUICK).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.stillpoint = os.path.abspath(args.stillpoint)
+    return args
+
+
+def main():
+    args = arguments()
+    about = machine.describe(args.stillpoint)
+    if about["left out"]:
+        print("not installed, and left out: " + ", ".join(about["left out"]))
     figures = {}
-    for where, parent in places.items():
+    for where, parent in PLACES.items():
         if args.where not in (where, "both"):
             continue
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as d:
-            if args.only in (None, "nbd"):
-                figures[f"nbd {where}"] = nbd_speed.run(ours, d, where, args.rounds, args.seconds)
-            if args.only in (None, "latency"):
-                figures[f"latency {where}"] = guest_latency.run(ours, d, where, args.rounds,
-                                                                args.seconds)
-            if args.only in (None, "copy"):
-                figures[f"copy {where}"] = copy_speed.run(ours, d, where, args.rounds,
-                                                          args.copy_mib)
-            if args.only in (None, "qcow2"):
-                figures[f"qcow2 {where}"] = qcow2_speed.run(ours, d, where, args.rounds,
-                                                            args.seconds)
-            if args.only in (None, "incremental"):
-                figures[f"incremental {where}"] = incremental.run(ours, d, where, args.rounds)
-            if args.only in (None, "bitmaps"):
-                figures[f"bitmaps {where}"] = bitmaps.run(ours, d, where, args.rounds,
-                                                          args.seconds)
+        for name in args.only:
+            start, needs = SUITES[name]
+            missing = [p for p in needs if not machine.have(p)]
+            if missing:
+                print(f"{name}: left out, it needs {', '.join(missing)}")
+                continue
+            with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as d:
+                figures[f"{name} {where}"] = start(args, d, where)
+    about["machine"]["load at end"] = os.getloadavg()
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(figures, f, indent=1)
+            json.dump({**about, "rounds": args.rounds, "seconds": args.seconds,
+                       "figures": figures, "tables": common.TABLES}, f, indent=1)
 
 
 if __name__ == "__main__":
