@@ -5,12 +5,14 @@ Stillpoint takes qemu-storage-daemon's command line, so one class starts both. R
 peers are interleaved by the callers: these machines drift, and only ratios of figures
 taken side by side mean anything.
 """
+import contextlib
 import json
 import os
 import signal
 import socket
 import statistics
 import subprocess
+import threading
 import time
 
 SOCKET = object()        # stands for the socket's path in a command
@@ -57,7 +59,7 @@ class Qmp:
 
 
 def wait_socket(path, process):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not os.path.exists(path):
         if process.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{process.args[0]} did not start")
@@ -128,8 +130,8 @@ class Server:
 
 
 class Nbdkit(Server):
-    def __init__(self, directory, *arguments, name="nbdkit"):
-        super().__init__(directory, name, ["nbdkit", "-f", "-U", SOCKET, *arguments])
+    def __init__(self, directory, *arguments, name="nbdkit", prefix=()):
+        super().__init__(directory, name, [*prefix, "nbdkit", "-f", "-U", SOCKET, *arguments])
 
 
 class QemuNbd(Server):
@@ -167,14 +169,14 @@ class Floor:
         self.process.wait()
 
 
-def fio_start(uri, rw, bs, depth, seconds, size, out, count=None):
+def fio_start(uri, rw, bs, depth, seconds, size, out, count=None, extra=()):
     """For @seconds; with None, @count requests or, without that too, the size once."""
     length = ["--time_based", f"--runtime={seconds}"] if seconds else []
     if count:
         length = [f"--number_ios={count}"]
     return subprocess.Popen(
         ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={rw}", f"--bs={bs}",
-         f"--iodepth={depth}", *length, f"--size={size}",
+         f"--iodepth={depth}", *length, *extra, f"--size={size}",
          "--norandommap", "--randrepeat=0", "--output-format=json", f"--output={out}"],
         stdout=subprocess.DEVNULL)
 
@@ -187,7 +189,8 @@ def fio_result(process, out):
         job = json.load(f)["jobs"][0]
     side = job["read"] if job["read"]["total_ios"] else job["write"]
     percentile = side["clat_ns"].get("percentile", {})
-    return {"iops": side["iops"], "p50": percentile.get("50.000000", 0) / 1e3,
+    return {"iops": side["iops"], "total": side["total_ios"],
+            "p50": percentile.get("50.000000", 0) / 1e3,
             "p99": percentile.get("99.000000", 0) / 1e3,
             "p999": percentile.get("99.900000", 0) / 1e3, "max": side["clat_ns"]["max"] / 1e3}
 
@@ -195,6 +198,49 @@ def fio_result(process, out):
 def fio(uri, rw, bs, depth, seconds, size, directory, count=None):
     out = os.path.join(directory, "fio.json")
     return fio_result(fio_start(uri, rw, bs, depth, seconds, size, out, count), out)
+
+
+def stop(process):
+    """Let it end in order."""
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def cpu_seconds(pid):
+    """What it has used so far, all its threads."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mib(pid):
+    """The most memory that was resident."""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as f:
+        line = next((line for line in f if line.startswith("VmHWM")), "VmHWM: 0 kB")
+    return int(line.split()[1]) / 1024
+
+
+def measured(*command):
+    """Run it; seconds, CPU seconds and peak memory (looked at every 20 ms) in MiB."""
+    over, peak = threading.Event(), [0]
+
+    def watch(pid):
+        while not over.wait(0.02):
+            with contextlib.suppress(OSError):      # it has just ended
+                peak[0] = max(peak[0], peak_mib(pid))
+
+    start = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    thread = threading.Thread(target=watch, args=[process.pid])
+    thread.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - start
+    over.set()
+    thread.join()
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed")
+    return {"s": seconds, "cpu": usage.ru_utime + usage.ru_stime, "MiB": peak[0]}
 
 
 def timed(*command):

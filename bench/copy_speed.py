@@ -7,7 +7,8 @@ import os
 import subprocess
 import time
 
-from common import Daemon, compiled, in_turns, median, paired, spread, table, timed
+from common import (Daemon, compiled, cpu_seconds, in_turns, measured, median, paired, peak_mib,
+                    spread, table, timed)
 from machine import have
 
 
@@ -22,27 +23,29 @@ def daemon_backup(program, directory, source, target, fmt, size_mib):
         server.qmp("blockdev-add", **{
             "driver": fmt, "node-name": "t", "discard": "unmap",
             "file": {"driver": "file", "filename": target}})
+        cpu = cpu_seconds(server.process.pid)
         start = time.monotonic()
         server.qmp("blockdev-backup", **{
             "job-id": "b", "device": "d", "target": "t", "sync": "full"})
         event = server.qmp.wait_event("BLOCK_JOB_COMPLETED")
         if "error" in event["data"]:
             raise RuntimeError(event["data"]["error"])
-        return time.monotonic() - start
+        return {"s": time.monotonic() - start, "cpu": cpu_seconds(server.process.pid) - cpu,
+                "MiB": peak_mib(server.process.pid)}
 
 
 def floor(source, target):
     """Two threads that pread and pwrite and do nothing else."""
-    return timed(compiled("floor_copy", os.path.dirname(target)), source, target)
+    return measured(compiled("floor_copy", os.path.dirname(target)), source, target)
 
 
 def ways(ours, directory, source, target, fmt, size_mib):
-    """All ways to copy whose programs are installed, by name."""
+    """All ways to copy whose programs are installed, by name; each gives what measured() does."""
     def job(program):
         return lambda: daemon_backup(program, directory, source, target, fmt, size_mib)
 
     def command(*words):
-        return lambda: timed(*words)
+        return lambda: measured(*words)
 
     out = {"stillpoint job": job([ours, "daemon"]),
            "stillpoint backup": command(ours, "backup", source, target, "--progress", "none")}
@@ -59,11 +62,16 @@ def ways(ours, directory, source, target, fmt, size_mib):
     return out
 
 
-def run(ours, directory, where, rounds, size_mib=4096):
+def make_source(directory, size_mib):
     source = os.path.join(directory, "source.raw")
     with open(source, "wb") as f:
         for _ in range(size_mib):
             f.write(os.urandom(1 << 20))
+    return source
+
+
+def run(ours, directory, where, rounds, size_mib=4096):
+    source = make_source(directory, size_mib)
     result = {}
     for fmt in ("raw", "qcow2") if have("qemu-img") else ("raw",):
         target = os.path.join(directory, f"target.{fmt}")
@@ -73,7 +81,7 @@ def run(ours, directory, where, rounds, size_mib=4096):
             for name in in_turns(copies, n):
                 if os.path.exists(target):
                     os.unlink(target)
-                seconds = copies[name]() + timed("sync", target)
+                seconds = copies[name]()["s"] + timed("sync", target)
                 figures[name].append(size_mib / seconds)
                 subprocess.run(["sync", "-f", directory], check=True)
         os.unlink(target)

@@ -7,16 +7,10 @@ stays as it is (bitmap-mode never), and each program backs up the same state sev
 import os
 import time
 
-from common import Daemon, fio, median, table
+from common import Daemon, fio, median, peak_mib, table
 
 GRANULE = 64 << 10
 SHARE = 100                  # one granule in so many
-
-
-def peak_mib(server):
-    with open(f"/proc/{server.process.pid}/status", encoding="ascii") as f:
-        line = next(line for line in f if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def backup(server, size, **arguments):
@@ -51,7 +45,7 @@ def run(ours, directory, where, rounds, size_gib=1024):
                     took, dirty[name] = backup(server, size, **{
                         "sync": "bitmap", "bitmap": "b", "bitmap-mode": "never"})
                     seconds.setdefault(name, []).append(took)
-                memory.setdefault(name, []).append(peak_mib(server))
+                memory.setdefault(name, []).append(peak_mib(server.process.pid))
             os.unlink(image)
     if len(set(dirty.values())) != 1:
         raise RuntimeError(f"not the same is dirty: {dirty}")

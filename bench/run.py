@@ -16,11 +16,15 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bitmaps  # noqa: E402
 import common  # noqa: E402
 import copy_speed  # noqa: E402
+import cost  # noqa: E402
 import guest_latency  # noqa: E402
 import incremental  # noqa: E402
+import instructions  # noqa: E402
 import machine  # noqa: E402
 import nbd_speed  # noqa: E402
 import qcow2_speed  # noqa: E402
+import svg  # noqa: E402
+import timeline  # noqa: E402
 
 PLACES = {"tmpfs": "/dev/shm", "disk": "/var/tmp"}
 QSD = ["qemu-storage-daemon", "qemu-img"]
@@ -28,6 +32,8 @@ QSD = ["qemu-storage-daemon", "qemu-img"]
 # What is measured: how it is started, and the programs without which it cannot be.
 SUITES = {
     "nbd": (lambda a, d, w: nbd_speed.run(a.stillpoint, d, w, a.rounds, a.seconds), ["fio"]),
+    "timeline": (lambda a, d, w: timeline.run(a.stillpoint, d, w, a.rounds, max(a.seconds, 3)),
+                 ["fio", "nbdkit", *QSD]),
     "latency": (lambda a, d, w: guest_latency.run(a.stillpoint, d, w, a.rounds, a.seconds),
                 ["fio", "nbdkit", *QSD]),
     "copy": (lambda a, d, w: copy_speed.run(a.stillpoint, d, w, a.rounds, a.copy_mib), []),
@@ -37,10 +43,13 @@ SUITES = {
                     ["fio", *QSD]),
     "bitmaps": (lambda a, d, w: bitmaps.run(a.stillpoint, d, w, a.rounds, a.seconds),
                 ["fio", *QSD]),
+    "instructions": (lambda a, d, w: instructions.run(a.stillpoint, d, w), ["fio"]),
+    "cost": (lambda a, d, w: cost.run(a.stillpoint, d, w, a.rounds, a.seconds, a.copy_mib),
+             ["fio"]),
 }
 
 # make bench: minutes. What is named on the command line goes before.
-QUICK = {"only": ["nbd", "copy"], "where": "tmpfs", "rounds": 3, "seconds": 1,
+QUICK = {"only": ["timeline", "nbd", "copy"], "where": "tmpfs", "rounds": 3, "seconds": 1,
          "copy_mib": 1024}
 FULL = {"only": list(SUITES), "where": "both", "rounds": 5, "seconds": 3, "copy_mib": 4096}
 
@@ -54,7 +63,8 @@ def arguments():
     p.add_argument("--rounds", type=int)
     p.add_argument("--seconds", type=int, help="length of one fio run")
     p.add_argument("--copy-mib", type=int)
-    p.add_argument("--json", metavar="FILE")
+    p.add_argument("--json", metavar="FILE", help="keep every figure")
+    p.add_argument("--svg", metavar="DIR", help="draw timeline, nbd and copy there")
     args = p.parse_args()
     for name, value in (FULL if args.full else QUICK).items():
         if getattr(args, name) is None:
@@ -85,6 +95,8 @@ def main():
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump({**about, "rounds": args.rounds, "seconds": args.seconds,
                        "figures": figures, "tables": common.TABLES}, f, indent=1)
+    if args.svg:
+        svg.draw(figures, args.svg)
 
 
 if __name__ == "__main__":
