@@ -8,8 +8,9 @@ set -eu
 build="gcc make meson ninja-build pkg-config git ca-certificates
  liburing-dev libjansson-dev libnbd-dev zlib1g-dev libzstd-dev
  libdeflate-dev nettle-dev scdoc qemu-utils e2fsprogs python3 python3-libnbd"
-check="clang libclang-rt-14-dev libcmocka-dev python3-pytest libnbd-bin nbdkit fio
- qemu-system-common qemu-system-x86 linux-image-amd64 busybox-static cpio kmod xfsprogs btrfs-progs"
+check="clang libclang-rt-14-dev libcmocka-dev python3-jsonschema python3-pytest libnbd-bin nbdkit
+ fio qemu-system-common qemu-system-x86 linux-image-amd64 busybox-static cpio kmod xfsprogs
+ btrfs-progs"
 
 case ${1:-} in
 build) want=$build ;;

@@ -15,12 +15,19 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 const char *const backup_sync_names[] = { "full", "top", "none", NULL };
 
 const char *backup_sync_name(const struct backup_command *c)
 {
     return c->chain.incremental ? "incremental" : backup_sync_names[c->sync];
+}
+
+/* Nothing is copied. */
+static bool is_dry(const struct backup_command *c)
+{
+    return c->dry_run && c->run.err.code == 0;
 }
 
 /* ---- the disks --------------------------------------------------------------------------- */
@@ -39,12 +46,21 @@ static char *default_job_id(const struct backup_command *c, size_t i)
              : xasprintf("backup-%s", backup_sync_name(c));
 }
 
-/* The name in the directory --to. */
-static char *made_name(const struct backup_command *c, const char *source)
+/* The same for a set, whose jobs are known by their names' end. */
+static void name_set_jobs(struct backup_command *c)
 {
-    CLEANUP(free) char *disk = c->control ? xstrdup(source) : image_disk_name(source);
+    CLEANUP(free) char *suffix = backup_set_job_suffix(c);
 
-    return xasprintf("%s/%s.%s", c->to, disk, c->format ? c->format : "qcow2");
+    for (size_t i = 0; i < c->n_disks; i++) {
+        struct backup_disk *d = &c->disks[i];
+
+        d->job = xasprintf("%s%s", c->set->disks[i].name, suffix);
+        if (!job_id_wellformed(d->job)) {
+            free(d->job);
+            d->job = xasprintf("disk%zu%s", i, suffix);
+        }
+        c->jobs[i].id = d->job;
+    }
 }
 
 static void make_disks(struct backup_command *c, char **operands, size_t n)
@@ -56,9 +72,10 @@ static void make_disks(struct backup_command *c, char **operands, size_t n)
         struct backup_disk *d = &c->disks[i];
 
         d->source = operands[i];
-        d->made = c->to ? made_name(c, d->source) : NULL;
-        d->target_name = c->to ? d->made : operands[1];
         d->node = c->control ? xstrdup(d->source) : xasprintf("source%zu", i);
+        if (c->to)
+            continue;
+        d->target_name = operands[1];
         d->job = c->job_id ? xstrdup(c->job_id) : default_job_id(c, i);
         c->jobs[i].id = d->job;
     }
@@ -79,38 +96,34 @@ static void free_disks(struct backup_command *c)
     free(c->jobs);
 }
 
-/* One file for two disks, or a file that is not in the directory. */
-static bool check_made_names(const struct backup_command *c, size_t i, struct err *err)
+static bool settle_target(struct backup_command *c)
 {
-    const struct backup_disk *d = &c->disks[i];
+    const struct target_name_opts o = {
+        .name = c->disks[0].target_name, .format = c->format, .force = c->force,
+        .in_place = c->sync == SYNC_NONE,
+    };
 
-    if (c->control && strchr(d->source, '/'))
-        return err_set(err, -EINVAL, "'%s' is not the name of a disk. For files that nobody has "
-                       "open say --control ''", d->source);
-    for (size_t k = 0; k < i; k++) {
-        if (strcmp(d->made, c->disks[k].made) != 0)
-            continue;
-        if (strcmp(d->source, c->disks[k].source) == 0)
-            return err_set(err, -EEXIST, "'%s' is named twice", d->source);
-        return err_set(err, -EEXIST, "The backups of '%s' and '%s' would both be '%s'",
-                       c->disks[k].source, d->source, d->made);
-    }
-    return true;
+    return target_name_init(&c->disks[0].target, &o, &c->run.err) &&
+           backup_chain_settle(&c->chain, &c->disks[0].target, &c->run.err);
 }
 
+/* What is to be copied, and where to. */
 static bool settle_targets(struct backup_command *c)
 {
-    for (size_t i = 0; i < c->n_disks; i++) {
-        const struct target_name_opts o = {
-            .name = c->disks[i].target_name, .format = c->format, .force = c->force,
-            .in_place = c->sync == SYNC_NONE,
-        };
-
-        if ((c->to && !check_made_names(c, i, &c->run.err)) ||
-            !target_name_init(&c->disks[i].target, &o, &c->run.err))
-            return false;
-    }
-    return c->to || backup_chain_settle(&c->chain, &c->disks[0].target, &c->run.err);
+    if (!c->to)
+        return settle_target(c);
+    if (!c->dry_run && !backup_set_end_stale_jobs(c))
+        return false;
+    if (!backup_set_plan(c))
+        return false;
+    if (c->dry_run)
+        return true;
+    if (!backup_set_begin(c))
+        return false;
+    name_set_jobs(c);
+    backup_set_tell_plan(c);
+    backup_set_add_bitmaps(c);
+    return true;
 }
 
 /* ---- arguments ------------------------------------------------------------------------ */
@@ -125,12 +138,16 @@ static bool is_qcow2(const struct backup_command *c, const char *target)
 /* What --to cannot go with. */
 static const char *misuse_of_to(const struct backup_command *c)
 {
-    if (c->sync == SYNC_NONE)
-        return "--sync none is for one disk and a TARGET";
+    if (c->sync != SYNC_FULL)
+        return "--sync is for a TARGET: a set has full backups, and incrementals over them";
     if (c->chain.bitmap || c->chain.backing)
-        return "--bitmap and --backing are for one disk and a TARGET";
+        return "--bitmap and --backing are for a TARGET: a set keeps bitmaps of its own";
     if (c->job_id)
-        return "--job-id is for one disk and a TARGET";
+        return "--job-id is for a TARGET";
+    if (c->format && strcmp(c->format, "qcow2") != 0)
+        return "--format is for a TARGET: the images of a set are qcow2";
+    if (c->force)
+        return "--force is for a TARGET: nothing in a set is ever replaced";
     return NULL;
 }
 
@@ -154,6 +171,8 @@ static int check(struct backup_command *c, const char *const *operands, size_t n
         return cli_misuse("backup", "--guest-latency: %s", c->run.err.text);
     if (!wrong && c->to)
         wrong = misuse_of_to(c);
+    else if (!wrong && (c->full || c->dry_run || c->json))
+        wrong = "--full, --dry-run and --json go with --to DIR";
     if (!wrong)
         wrong = backup_quiesce_misuse(c);
     if (wrong)
@@ -171,8 +190,11 @@ static int parse(struct backup_command *c, int argc, char **argv)
 {
     const struct cli_option options[] = {
         { "to", 0, CLI_TEXT, &c->to, "DIR",
-          "back up all SOURCEs at one instant, each to a file there with the disk's name. None "
-          "gets its name before all are whole; if one fails, all do" },
+          "add a point to the backup set there, which is made if there is none: all SOURCEs at one "
+          "instant, in full the first time, then what has changed. If one fails, all do" },
+        { "full", 0, CLI_FLAG, &c->full, NULL, "with --to: copy everything again" },
+        { "dry-run", 'n', CLI_FLAG, &c->dry_run, NULL, "with --to: only tell what it would do" },
+        { "json", 0, CLI_FLAG, &c->json, NULL, "with --to: put out the manifest, or the plan" },
         { "sync", 0, CLI_CHOICE, &c->sync, NULL,
           "full: everything, stands alone. top: what the topmost image holds, over the same "
           "backing file. none: old data, as it is overwritten from now on, over the disk itself; "
@@ -191,8 +213,7 @@ static int parse(struct backup_command *c, int argc, char **argv)
           "the daemon's control socket; $STILLPOINT_CONTROL unless given; '' for none" },
         { "format", 'f', CLI_TEXT, &c->format, "FORMAT",
           "of TARGET: raw or qcow2; by the name's ending unless given, qcow2 with --to" },
-        { "source-format", 0, CLI_TEXT, &c->source_format, "FORMAT",
-          "of SOURCE if it is a file" },
+        { "source-format", 0, CLI_TEXT, &c->source_format, "FORMAT", "of SOURCE if it is a file" },
         CLI_IMAGE_DIR(&c->image_dirs),
         { "speed", 0, CLI_RATE, &c->speed, "RATE", "at most, such as 50M; 0: no limit",
           .max = INT64_MAX },
@@ -235,7 +256,7 @@ static int parse(struct backup_command *c, int argc, char **argv)
         "  stillpoint backup disk monday.qcow2 --control control.sock --bitmap daily\n"
         "  stillpoint backup disk tuesday.qcow2 --control control.sock --bitmap daily \\\n"
         "      --incremental --backing monday.qcow2\n"
-        "  stillpoint backup data log --to /backups/monday --control control.sock",
+        "  stillpoint backup data log --to /backups/vm --control control.sock",
     };
     int first, status = -1;
 
@@ -260,6 +281,11 @@ static json_t *event_of(const struct backup_command *c, const char *name, bool w
         const struct backup_disk *d = &c->disks[i];
         json_t *one = json_pack("{s:s}", "job", d->job);
 
+        if (c->set)
+            json_object_set_new(one, "kind", json_string(c->set->disks[i].parent ? "incremental"
+                                                                                : "full"));
+        if (c->set)
+            json_object_set_new(one, "reason", schema_json_str(c->set->disks[i].reason));
         if (d->target.path) {
             json_object_set_new(one, "source", schema_json_str(d->source));
             json_object_set_new(one, "target", schema_json_str(d->target.path));
@@ -281,10 +307,15 @@ static json_t *event_of(const struct backup_command *c, const char *name, bool w
 static void tell_started(struct backup_command *c)
 {
     json_t *event = event_of(c, "started", false);
+    struct timespec now;
 
-    c->instant = time(NULL);
-    json_object_set_new(event, "sync", json_string(backup_sync_name(c)));
-    json_object_set_new(event, "time", json_integer((json_int_t)c->instant));
+    clock_gettime(CLOCK_REALTIME, &now);
+    c->instant_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    if (c->set)
+        json_object_set_new(event, "point", json_string(c->set->id));
+    else
+        json_object_set_new(event, "sync", json_string(backup_sync_name(c)));
+    json_object_set_new(event, "time", json_integer((json_int_t)now.tv_sec));
     if (backup_quiesces(c))
         json_object_set_new(event, "quiesce", backup_quiesce_json(c));
     progress_event(&c->progress, event);
@@ -311,27 +342,41 @@ static void tell_guest(const struct backup_command *c, size_t i)
            text[2], text[3]);
 }
 
+static void tell_what(const struct backup_command *c)
+{
+    const struct backup_disk *d = &c->disks[0];
+    time_t seconds = (time_t)(c->instant_ms / 1000);
+    char instant[64];
+    struct tm tm;
+
+    localtime_r(&seconds, &tm);
+    strftime(instant, sizeof(instant), "%Y-%m-%d %H:%M:%S", &tm);
+    if (c->set)
+        printf("%s: point %s, %s as %s stood at %s; ", c->to, c->set->id,
+               c->n_disks == 1 ? "the disk" : "the disks", c->n_disks == 1 ? "it" : "they",
+               instant);
+    else
+        printf("%s: '%s' as it stood at %s; ", d->target_name, d->source, instant);
+}
+
 static void tell_done(struct backup_command *c)
 {
     uint64_t ns = loop_now() - c->began, bytes = backup_run_current(&c->run);
-    char size[HUMAN_TEXT], rate[HUMAN_TEXT], duration[HUMAN_TEXT], instant[64];
+    char size[HUMAN_TEXT], rate[HUMAN_TEXT], duration[HUMAN_TEXT];
     double seconds = (double)MAX(ns, NSEC_PER_MSEC) / NSEC_PER_SEC;
     json_t *event = event_of(c, "completed", true);
-    struct tm tm;
 
     json_object_set_new(event, "bytes", json_integer((json_int_t)bytes));
     json_object_set_new(event, "seconds", json_real(seconds));
+    if (c->set)
+        json_object_set_new(event, "point", json_string(c->set->id));
     progress_event(&c->progress, event);
     if (!progress_for_people(&c->progress))
         return;
-    localtime_r(&c->instant, &tm);
-    strftime(instant, sizeof(instant), "%Y-%m-%d %H:%M:%S", &tm);
     human_duration((uint64_t)(seconds + 0.5), duration);
     if (seconds < 10)
         snprintf(duration, sizeof(duration), "%.2g s", seconds);
-    for (size_t i = 0; i < c->n_disks; i++)
-        printf("%s: '%s' as it stood at %s; %s", c->disks[i].target_name, c->disks[i].source,
-               instant, i + 1 < c->n_disks ? "at the same instant:\n" : "");
+    tell_what(c);
     printf("%s in %s, %s/s\n", human_size(bytes, size), duration,
            human_size((uint64_t)((double)bytes / seconds), rate));
     if (c->quiesced.held && c->quiesced.file_systems)
@@ -429,16 +474,34 @@ static bool publish_all(struct backup_command *c)
     return ok;
 }
 
+/* The images of a point have been copied: it comes into being, or nothing of it stays. The disks
+ * keep the bitmaps that go with that. */
+static enum backup_end make_point(struct backup_command *c, enum backup_end end)
+{
+    if (end == BACKUP_END_DONE && (!publish_all(c) || !backup_set_record(c)))
+        end = BACKUP_END_FAILED;
+    for (size_t i = 0; end != BACKUP_END_DONE && i < c->n_disks; i++) {
+        if (c->disks[i].published)
+            (void)unlink(c->disks[i].made);
+    }
+    backup_set_settle(c);
+    return end;
+}
+
 /* From jobs that were started, or not, to an exit status. */
 static int finish(struct backup_command *c, enum backup_end end)
 {
     progress_clear(&c->progress);
     /* The targets are closed when the jobs' end is told, unless they hang. */
-    if (end == BACKUP_END_DONE && !publish_all(c))
+    if (end == BACKUP_END_DONE && !c->to && !publish_all(c))
         end = BACKUP_END_FAILED;
     switch (end) {
     case BACKUP_END_DONE:
+        if (is_dry(c))
+            return backup_set_tell_dry(c);
         tell_done(c);
+        if (c->json)
+            (void)cli_put_json("backup", set_manifest_json(&c->set->m));
         /* Said or not: the backup is there. */
         (void)cli_end_output("backup");
         return EXIT_OK;
@@ -466,18 +529,27 @@ static bool cut(struct backup_command *c)
     return ok && quiet;
 }
 
-static enum backup_end run_jobs(struct backup_command *c)
+static enum backup_end not_started(struct backup_command *c)
 {
-    if (backup_connect(c) && settle_targets(c) && cut(c)) {
-        tell_started(c);
-        return backup_run_wait(&c->run);
-    }
     if (c->run.started)
         backup_run_abandon(&c->run);
     if (c->run.err.code != -EINTR)
         return BACKUP_END_FAILED;
     /* After one interrupt no job is started; a second one does not wait for the answer. */
     return c->interrupt.count > 1 ? BACKUP_END_GIVEN_UP : BACKUP_END_CANCELLED;
+}
+
+static enum backup_end run_jobs(struct backup_command *c)
+{
+    if ((!c->to || backup_set_open(c)) && backup_connect(c) && settle_targets(c)) {
+        if (is_dry(c))
+            return BACKUP_END_DONE;
+        if (!cut(c))
+            return not_started(c);
+        tell_started(c);
+        return backup_run_wait(&c->run);
+    }
+    return not_started(c);
 }
 
 /* A name without the way to it; of an URI all. */
@@ -505,9 +577,9 @@ int cmd_backup(int argc, char **argv)
     c.began = loop_now();
     c.what = c.n_disks > 1 ? xasprintf("%zu disks -> %s", c.n_disks, c.to)
                            : xasprintf("%s -> %s", last_part(c.disks[0].source),
-                                       last_part(c.disks[0].target_name));
-    progress_init(&c.progress, (enum progress_style)c.style, c.what, c.sync == SYNC_NONE,
-                  c.began);
+                                       last_part(c.to ? c.to : c.disks[0].target_name));
+    progress_init(&c.progress, c.json ? PROGRESS_NONE : (enum progress_style)c.style, c.what,
+                  c.sync == SYNC_NONE, c.began);
     c.run.interrupt = &c.interrupt;
     c.run.progress = &c.progress;
     c.run.jobs = c.jobs;
@@ -516,9 +588,12 @@ int cmd_backup(int argc, char **argv)
     end = run_jobs(&c);
     if (end == BACKUP_END_PENDING)
         end = publish_and_finalize(&c);
+    if (c.to && !is_dry(&c))
+        end = make_point(&c, end);
     /* A local daemon is gone before its targets are renamed or removed. */
     backup_disconnect(&c, end == BACKUP_END_GIVEN_UP);
     status = finish(&c, end);
+    backup_set_close(&c);
     free_disks(&c);
     backup_chain_done(&c.chain);
     interrupt_done(&c.interrupt);

@@ -8,6 +8,7 @@
 
 #include "app/backup_chain.h"
 #include "app/backup_run.h"
+#include "app/backup_set.h"
 #include "app/cli.h"
 #include "app/local_daemon.h"
 #include "app/target_name.h"
@@ -21,7 +22,7 @@ extern const char *const backup_sync_names[];
 struct backup_disk {
     const char *source;            /* as the user typed it */
     const char *target_name;       /* the same, or .made */
-    char *made;                    /* --to: the name in that directory */
+    char *made;                    /* --to: the name in the set */
     char *node;                    /* what the daemon knows it by */
     char *job;                     /* id */
     struct target_name target;
@@ -30,7 +31,9 @@ struct backup_disk {
 
 struct backup_command {
     int sync, style;
-    const char *to;                /* the directory of several backups; NULL: one TARGET */
+    const char *to;                /* the directory of a set; NULL: one TARGET */
+    struct backup_set *set;        /* with it; NULL: not open */
+    bool full, dry_run, json;      /* with it */
     const char *control;           /* NULL: the sources are files */
     const char *format, *source_format, *job_id, *scratch_dir;
     struct cli_list image_dirs;
@@ -54,7 +57,7 @@ struct backup_command {
     struct quiesce guest;
     struct quiesce_result quiesced;
     char *what;
-    time_t instant;
+    int64_t instant_ms;            /* since 1970 */
     uint64_t began;                /* loop_now time */
 };
 

@@ -31,7 +31,8 @@ static bool open_source(struct backup_command *c, const struct backup_disk *d)
     const char *format = image_format_to_read(d->source, c->source_format, err);
     struct open_file_opts o = {
         .filename = d->source, .format = format, .node_name = d->node,
-        .read_only = !c->chain.bitmap,     /* which is kept in the image */
+        /* Bitmaps are kept in the image. */
+        .read_only = c->to ? c->dry_run || access(d->source, W_OK) < 0 : !c->chain.bitmap,
     };
     json_t *options;
 
@@ -112,7 +113,8 @@ static json_t *job_arguments(struct backup_command *c, const struct backup_disk 
         err_set(err, -EILSEQ, "The name of the job or format has bytes that are not UTF-8");
         return NULL;
     }
-    if (!backup_chain_arguments(&c->chain, make_bitmap, args, err)) {
+    if (c->to ? !backup_set_arguments(c, (size_t)(d - c->disks), args, err)
+              : !backup_chain_arguments(&c->chain, make_bitmap, args, err)) {
         json_decref(args);
         return NULL;
     }

@@ -277,13 +277,16 @@ static size_t count_images(const struct set_point *points, size_t n)
 
 /* What is broken below breaks what stands on it. A chain longer than there are images goes in
  * a circle. */
-static void break_chain(struct set_image *im, size_t n_images)
+static void break_chain(struct set_image *im, size_t n_images, const struct names *names)
 {
     const struct set_image *at = im;
 
     for (size_t depth = 0; !im->broken && at; depth++) {
         if (at->broken && at != im)
             im->broken = xstrdup(at->broken);
+        else if (at->backing && !at->below && has_name(names, at->backing))
+            im->broken = xasprintf("'%s' stands on '%s', whose manifest is missing",
+                                   at->disk->file, at->backing);
         else if (at->backing && !at->below)
             im->broken = why_missing(at->backing);
         else if (depth > n_images)
@@ -292,7 +295,7 @@ static void break_chain(struct set_image *im, size_t n_images)
     }
 }
 
-static void link_images(struct set_catalog *c)
+static void link_images(struct set_catalog *c, const struct names *names)
 {
     size_t n = count_images(c->points, c->n_points) + count_images(c->pending, c->n_pending);
     struct index index = { .v = xcalloc(MAX(n, (size_t)1), sizeof(*index.v)) };
@@ -305,7 +308,7 @@ static void link_images(struct set_catalog *c)
             index.v[i]->below = find(&index, index.v[i]->backing);
     }
     for (size_t i = 0; i < index.n; i++)
-        break_chain(index.v[i], n);
+        break_chain(index.v[i], n, names);
     for (size_t i = 0; i < c->n_points; i++) {
         for (size_t k = 0; k < c->points[i].m.disks.n; k++)
             c->points[i].broken |= c->points[i].images[k].broken != NULL;
@@ -392,7 +395,7 @@ bool set_catalog_open(const char *dir, struct set_catalog *ret, struct err *err)
         qsort(ret->points, ret->n_points, sizeof(*ret->points), by_sequence);
     look_at_all(ret, ret->points, ret->n_points);
     look_at_all(ret, ret->pending, ret->n_pending);
-    link_images(ret);
+    link_images(ret, &names);
     find_unknown(ret, &names);
     names_done(&names);
     return true;
