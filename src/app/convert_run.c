@@ -5,19 +5,17 @@
  * one coroutine here: it shows the progress and hears Ctrl-C while the job's work.
  */
 #include "app/convert_run.h"
+#include "app/convert_target.h"
 #include "app/image_name.h"
-#include "app/preallocate.h"
 #include "base/mem.h"
 #include "job/backup.h"
 #include "loop/co_io.h"
-#include <fcntl.h>
 #include <poll.h>
-#include <unistd.h>
 
 struct run {
     struct convert *c;
-    struct node *source, *below, *file, *target;     /* references */
-    bool is_zero;              /* what is not written reads as zero */
+    struct node *source, *below;     /* references */
+    struct convert_target to;
     struct co_poll poll;       /* for Ctrl-C; woken by the job */
     bool over;
     struct err why;            /* it failed */
@@ -68,89 +66,18 @@ static bool co_open_below(struct run *run)
 
 /* ---- what is written ----------------------------------------------------------------------- */
 
-/* The file, device or connection. */
-static bool co_open_file(struct run *run)
-{
-    struct convert *c = run->c;
-    const char *path = target_name_job_path(c->target);
-    const struct open_file_opts o = {
-        .filename = path, .format = protocol_for_filename(path), .unmap = true,
-    };
-
-    if (!c->existing && !c->target->device) {
-        int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-
-        if (fd < 0)
-            return err_errno(&c->err, -errno, "Cannot create '%s'", path);
-        c->started = true;
-        close(fd);
-    }
-    run->file = co_node_open_file(&o, &c->err);
-    if (!run->file && image_is_locked_by_others(&c->err))
-        return err_set(&c->err, -EAGAIN, "'%s' is open in another process: end that first", path);
-    if (!run->file)
-        return false;
-    target_name_hold(c->target);
-    return true;
-}
-
-static enum image_prealloc prealloc(const struct run *run)
-{
-    return (enum image_prealloc)run->c->options->preallocation;
-}
-
-static bool co_make_raw(struct run *run)
-{
-    struct convert *c = run->c;
-
-    /* A device or an export is as large as it is; whether that will do the job sees. */
-    if (strcmp(node_driver_name(run->file), "file") != 0)
-        return true;
-    run->is_zero = true;
-    return co_node_resize(run->file, c->size, &c->err) &&
-           co_preallocate(run->file, 0, c->size, prealloc(run), c->watch, &c->err);
-}
-
-static bool co_make_qcow2(struct run *run)
-{
-    struct convert *c = run->c;
-    struct qcow2_create_opts o;
-
-    c->started = true;
-    run->is_zero = !c->options->has_backing_file;
-    return image_options_for_qcow2(c->options, c->size, &o, &c->err) &&
-           co_qcow2_create(run->file, &o, &c->err);
-}
-
-/* The image over the file. Its backing file stays closed: whole clusters are written,
- * and nothing is read. */
-static bool co_open_image(struct run *run)
-{
-    struct convert *c = run->c;
-    const char *format = image_formats[c->format];
-    CLEANUP(json_decref) json_t *json =
-        json_pack("{s:s,s:s,s:s}", "driver", format, "file", node_name(run->file), "discard",
-                  "unmap");
-
-    if (c->format == IMAGE_QCOW2)
-        json_object_set_new(json, "backing", json_null());
-    else if (node_size(run->file) > c->size)
-        json_object_set_new(json, "size", json_integer((json_int_t)c->size));
-    run->target = co_node_open(json, false, &c->err);
-    return run->target != NULL;
-}
-
 static bool co_make_target(struct run *run)
 {
     struct convert *c = run->c;
+    bool ok;
 
-    if (!co_open_file(run))
-        return false;
-    if (!c->existing && !(c->format == IMAGE_QCOW2 ? co_make_qcow2 : co_make_raw)(run))
-        return false;
-    return co_open_image(run) &&
-           (c->format != IMAGE_QCOW2 || prealloc(run) == PREALLOC_OFF ||
-            co_preallocate(run->target, 0, c->size, prealloc(run), c->watch, &c->err));
+    run->to = (struct convert_target){
+        .name = c->target, .format = c->format, .options = c->options, .existing = c->existing,
+        .size = c->size, .watch = c->watch,
+    };
+    ok = co_convert_target_open(&run->to, &c->err);
+    c->started = run->to.started;
+    return ok;
 }
 
 /* ---- names ------------------------------------------------------------------------------- */
@@ -172,7 +99,7 @@ static void name_node(struct err *err, const struct node *n, const char *name)
 static enum convert_end failed(struct run *run)
 {
     name_node(&run->c->err, run->source, run->c->source.name);
-    name_node(&run->c->err, run->target, run->c->target->name);
+    name_node(&run->c->err, run->to.image, run->c->target->name);
     return CONVERT_FAILED;
 }
 
@@ -197,8 +124,8 @@ static struct job *co_start_job(struct run *run)
 
     o.job_id = "convert";
     o.source = run->source;
-    o.target = run->target;
-    o.target_is_zero = run->is_zero || c->target_is_zero;
+    o.target = run->to.image;
+    o.target_is_zero = run->to.is_zero || c->target_is_zero;
     o.zero_is_sure = c->target_is_zero;
     o.allocate = c->allocate;
     o.below = run->below;
@@ -297,8 +224,7 @@ static int co_convert(void *arg)
     /* What hangs is left to the end of the process. */
     if (run->end == CONVERT_GIVEN_UP)
         return 0;
-    co_node_unref(run->target);
-    co_node_unref(run->file);
+    co_convert_target_close(&run->to);
     co_node_unref(run->below);
     co_node_unref(run->source);
     return 0;

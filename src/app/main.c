@@ -36,6 +36,8 @@ static const struct command commands[] = {
     { "commit", "write an overlay down into what it stands on", cmd_commit },
     { "snapshot", "list, take, apply and delete snapshots inside a qcow2 image", cmd_snapshot },
     { "bitmap", "change the dirty bitmaps inside a qcow2 image", cmd_bitmap },
+    { "restore", "write a disk of a backup set as it was at a point", cmd_restore },
+    { "verify", "see whether the points of a backup set can be restored", cmd_verify },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };
 

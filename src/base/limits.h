@@ -217,6 +217,9 @@
 
 /* --- app --- */
 
+/* What is wrong in a backup set, told one by one; more is counted. */
+#define LIMIT_VERIFY_FINDINGS 10000U
+
 /* Bytes of one message from a daemon to a command: a thousand jobs or nodes fit
  * many times over. */
 #define LIMIT_QMP_ANSWER_BYTES (16 * MiB)

@@ -5,11 +5,13 @@
 #include "set/manifest.h"
 #include "base/limits.h"
 #include "base/mem.h"
+#include "set/digest.h"
 #include "set/name.h"
 #include <stdio.h>
 #include <sys/random.h>
 
 #define TEXT_MAX 4096            /* of a name, a reason */
+#define CHECKSUM "checksum"       /* a member */
 #define SET_TYPE "stillpoint backup set"
 
 const char *const set_kind_names[] = { "full", "incremental", NULL };
@@ -185,18 +187,49 @@ static bool check(struct set_manifest *m, struct err *err)
     return true;
 }
 
+/* The digest of all members but this one, so that it is seen when somebody, or a disk, has
+ * changed a bit. */
+static char *checksum_of(json_t *json)
+{
+    CLEANUP(json_decref) json_t *rest = json_copy(json);
+    CLEANUP(free) char *text = NULL;
+    struct set_digest_value d;
+    char *hex = xmalloc(SET_DIGEST_HEX);
+
+    json_object_del(rest, CHECKSUM);
+    text = json_dumps(rest, JSON_COMPACT | JSON_SORT_KEYS);
+    set_digest_of(text, strlen(text), &d);
+    return set_digest_hex(&d, hex);
+}
+
+/* What has no checksum passes: *ret_has says so. */
+static bool check_checksum(json_t *json, bool *ret_has, struct err *err)
+{
+    json_t *member = json_object_get(json, CHECKSUM);
+    CLEANUP(free) char *sum = NULL;
+
+    *ret_has = member != NULL;
+    if (!member)
+        return true;
+    sum = checksum_of(json);
+    return (json_is_string(member) && strcmp(json_string_value(member), sum) == 0) ||
+           err_set(err, -EBADMSG, "It is damaged: its checksum does not match");
+}
+
 bool set_manifest_parse(const char *text, size_t len, struct set_manifest *ret, struct err *err)
 {
     CLEANUP(json_decref) json_t *json = NULL;
+    bool has_checksum;
 
     if (len > LIMIT_SET_MANIFEST_BYTES)
         return err_set(err, -EFBIG, "It is larger than any manifest");
     json = schema_parse_json(text, len, err);
-    if (!json)
+    if (!json || !check_checksum(json, &has_checksum, err))
         return false;
     forget_unknown(&manifest_type, json);
     if (!schema_decode(&manifest_type, json, false, ret, err))
         return false;
+    ret->has_checksum = has_checksum;
     if (check(ret, err))
         return true;
     set_manifest_done(ret);
@@ -223,8 +256,11 @@ json_t *set_manifest_json(struct set_manifest *m)
 
 static char *text_of(json_t *json)
 {
-    CLEANUP(free) char *text = json_dumps(json, JSON_INDENT(2));
+    CLEANUP(free) char *sum = checksum_of(json);
+    CLEANUP(free) char *text = NULL;
 
+    json_object_set_new(json, CHECKSUM, json_string(sum));
+    text = json_dumps(json, JSON_INDENT(2));
     json_decref(json);
     return xasprintf("%s\n", text);
 }
@@ -290,11 +326,18 @@ char *set_description_parse(const char *text, size_t len, struct err *err)
     CLEANUP(json_decref) json_t *json = schema_parse_json(text, len, err);
     const char *type = json_string_value(json_object_get(json, "type"));
     const char *id = json_string_value(json_object_get(json, "id"));
+    bool has_checksum;
 
     if (!json)
         return NULL;
     if (!type || strcmp(type, SET_TYPE) != 0 || !id || !set_uuid_wellformed(id)) {
         err_set(err, -EINVAL, "It does not describe a backup set");
+        return NULL;
+    }
+    if (!check_checksum(json, &has_checksum, err))
+        return NULL;
+    if (!has_checksum) {
+        err_set(err, -EBADMSG, "It is damaged: it has no checksum");
         return NULL;
     }
     if (json_integer_value(json_object_get(json, "format")) != SET_FORMAT) {

@@ -71,6 +71,7 @@ struct set_manifest {
     bool has_quiesce;
     struct set_quiesce quiesce;
     struct schema_array disks;       /* struct set_disk, at least one */
+    bool has_checksum;               /* the text had one, which was right */
 };
 
 /* False with @err, and nothing in @ret that has to be freed. */

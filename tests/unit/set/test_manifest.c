@@ -48,7 +48,7 @@ static char *changed(const char *from, const char *to)
 
 static void one_goes_there_and_back(void **state)
 {
-    struct set_manifest m, again;
+    struct set_manifest m, again, again2;
     struct err err = ERR_INIT;
 
     assert_true(set_manifest_parse(good, strlen(good), &m, &err));
@@ -65,9 +65,21 @@ static void one_goes_there_and_back(void **state)
     CLEANUP(json_decref) json_t *a = schema_parse_json(good, strlen(good), &err);
     CLEANUP(json_decref) json_t *b = schema_parse_json(text, strlen(text), &err);
 
+    assert_true(!m.has_checksum && json_object_del(b, "checksum") == 0);
     assert_true(json_equal(a, b));
     assert_true(set_manifest_parse(text, strlen(text), &again, &err));
     assert_int_equal(again.instant, m.instant);
+    assert_true(again.has_checksum);
+    /* What is written has a checksum that every changed bit shows in: it does not parse, or
+     * has lost its checksum. */
+    for (size_t bit = 0, n = strlen(text); bit < 8 * n; bit++) {
+        text[bit / 8] ^= (char)(1 << bit % 8);
+        if (set_manifest_parse(text, n, &again2, &err)) {
+            assert_false(again2.has_checksum);
+            set_manifest_done(&again2);
+        }
+        text[bit / 8] ^= (char)(1 << bit % 8);
+    }
     set_manifest_done(&m);
     set_manifest_done(&again);
 }
