@@ -43,5 +43,7 @@ int cmd_rebase(int argc, char **argv);
 int cmd_commit(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 int cmd_restore(int argc, char **argv);
+int cmd_open(int argc, char **argv);
+int cmd_diff(int argc, char **argv);
 
 #endif

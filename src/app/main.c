@@ -37,6 +37,8 @@ static const struct command commands[] = {
     { "snapshot", "list, take, apply and delete snapshots inside a qcow2 image", cmd_snapshot },
     { "bitmap", "change the dirty bitmaps inside a qcow2 image", cmd_bitmap },
     { "restore", "write a disk of a backup set as it was at a point", cmd_restore },
+    { "open", "serve a disk of a backup set as it was at a point", cmd_open },
+    { "diff", "show what changed between two points of a backup set", cmd_diff },
     { "verify", "see whether the points of a backup set can be restored", cmd_verify },
     { "daemon", "run with the options of qemu-storage-daemon", cmd_daemon },
 };

@@ -5,11 +5,12 @@ import json
 import os
 import random
 import shutil
+import signal
 
 import pytest
 from cli import MiB, QemuNbd, fails
-from handmade_sets import Set
-from stillpoint import qemu_img, run, stillpoint
+from handmade_sets import LEAF, ZERO, Set, leaves_of
+from stillpoint import BINARY, Process, poll_until, qemu_img, run, stillpoint
 
 SIZE = 9 * MiB + 512
 
@@ -190,3 +191,59 @@ def test_restore_refuses_an_overlay_in_place(made, tmp_path):
     base.write_bytes(b"\x11" * SIZE)
     qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
     assert "stands on" in fails("restore", made.dir, top, "--at", made.points[0], "--in-place")
+
+
+# ---- open and diff --------------------------------------------------------------------------
+
+class Open(Process):
+    """`stillpoint open` with its sockets in the directory."""
+
+    def __init__(self, directory, *args):
+        self.uri = f"nbd+unix:///d?socket={directory}/nbd.sock"
+        super().__init__([BINARY, "open", *args, "--listen", f"unix:{directory}/nbd.sock",
+                          "--control", f"{directory}/control.sock", "--scratch-dir",
+                          str(directory)], f"{directory}/open.log")
+        poll_until("the disk", lambda: "control socket:" in self.log() or not self.running())
+
+    def end(self):
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.log()
+
+
+def test_open_shows_a_point_read_only(made, tmp_path):
+    with Open(tmp_path, made.dir, "--at", made.points[1]) as peer:
+        run("nbdcopy", peer.uri, tmp_path / "copy.raw")
+        assert content(tmp_path / "copy.raw") == made.raws[1]
+        assert "is_read_only: true" in run("nbdinfo", peer.uri).stdout
+        peer.end()
+
+
+def test_open_writable_throws_away_what_is_written(made, tmp_path):
+    before = {name: content(made.path(name)) for name in made.files()}
+    with Open(tmp_path, made.dir, "--writable") as peer:
+        run("qemu-io", "-f", "raw", "-c", "write -P 99 1M 1M", peer.uri)
+        run("nbdcopy", peer.uri, tmp_path / "copy.raw")
+        want = bytearray(made.raws[-1])
+        want[MiB:2 * MiB] = b"\x63" * MiB
+        assert content(tmp_path / "copy.raw") == bytes(want)
+        peer.end()
+    assert {name: content(made.path(name)) for name in made.files()} == before
+    assert [n for n in os.listdir(tmp_path) if n.startswith("stillpoint-open")] == []
+
+
+def test_diff_tells_the_leaves_that_changed(made):
+    for a in range(4):
+        for b in range(4):
+            done = stillpoint("diff", made.dir, made.points[a], made.points[b], "--json")
+            found = json.loads(done.stdout)
+            old, new = leaves_of(made.raws[a]), leaves_of(made.raws[b])
+            n = max(len(old), len(new))
+            old += [ZERO] * (n - len(old))
+            new += [ZERO] * (n - len(new))
+            told = set()
+            for e in found["extents"]:
+                told |= set(range(e["start"] // LEAF, -(-(e["start"] + e["length"]) // LEAF)))
+            assert told == {i for i in range(n) if old[i] != new[i]}
+            assert found["changed"] == sum(e["length"] for e in found["extents"])
+    text = stillpoint("diff", made.dir, made.points[2], made.points[3]).stdout
+    assert text.splitlines()[-1].startswith("0 B of")
