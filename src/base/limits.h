@@ -89,6 +89,10 @@
 
 /* --- drivers/qcow2 --- */
 
+/* Files that the scratch of one view may be spread over, where the file system has none
+ * as large as the disk (cbw/parts.h). A power of two. */
+#define LIMIT_SCRATCH_PARTS 64
+
 /* The L1 table and the refcount table stay in memory whole. QEMU's limits, so
  * that every image which QEMU can open fits. */
 #define LIMIT_QCOW2_L1_BYTES (32 * MiB)

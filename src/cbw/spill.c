@@ -46,7 +46,9 @@ static int move_run(const struct batch *b, const struct run *run, uint8_t *buf)
         at += MAX(n, (ssize_t)0);
     }
     for (uint64_t at = 0; at < len;) {
-        ssize_t n = pwrite(b->s->file_fd, buf + at, len - at, (off_t)(off + at));
+        uint64_t place = off + at, row = len - at;
+        int fd = parts_at(&b->s->file, &place, &row);
+        ssize_t n = pwrite(fd, buf + at, row, (off_t)place);
 
         if (n <= 0 && errno != EINTR)
             return n < 0 ? -errno : -ENOSPC;
@@ -188,7 +190,7 @@ static void co_spill(void *arg)
 
 void store_spill_if_full(struct store *s)
 {
-    if (s->spilling || s->spill_failed || s->file_fd < 0 || s->memory_max < SPILL_MIN ||
+    if (s->spilling || s->spill_failed || !s->file.n || s->memory_max < SPILL_MIN ||
         s->memory_used <= s->memory_max / 2)
         return;
     s->spilling = true;

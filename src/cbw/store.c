@@ -20,36 +20,16 @@
 /* ---- opening ------------------------------------------------------------- */
 
 struct open_file {
+    struct parts *file;
     const char *dir;
     uint64_t size;
 };
 
-/* In a worker: a descriptor or -errno. */
 static int open_file_work(void *arg)
 {
     struct open_file *o = arg;
-    int fd = open(o->dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 
-    /* File systems without O_TMPFILE (open(2)): a name for a moment. */
-    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
-        char *name = xasprintf("%s/.stillpoint-scratch-XXXXXX", o->dir);
-
-        fd = mkostemp(name, O_CLOEXEC);
-        int saved = errno;
-        if (fd >= 0)
-            unlink(name);
-        free(name);
-        errno = saved;
-    }
-    if (fd < 0)
-        return -errno;
-    if (ftruncate(fd, o->size) < 0) {
-        int r = -errno;
-
-        close(fd);
-        return r;
-    }
-    return fd;
+    return parts_open(o->file, o->dir, o->size);
 }
 
 static bool open_memory(struct store *s, struct err *err)
@@ -65,7 +45,7 @@ static bool open_memory(struct store *s, struct err *err)
 
 static bool has_file(const struct store *s)
 {
-    return s->file_fd >= 0 || s->target;
+    return s->file.n || s->target;
 }
 
 static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
@@ -73,15 +53,14 @@ static bool co_open_tiers(struct store *s, const char *dir, struct err *err)
     if (s->memory_max && !open_memory(s, err))
         return false;
     if (dir) {
-        struct open_file o = { .dir = dir, .size = s->size };
-        int fd = co_offload(open_file_work, &o);
+        struct open_file o = { .file = &s->file, .dir = dir, .size = s->size };
+        int r = co_offload(open_file_work, &o);
 
-        if (fd < 0)
-            return err_errno(err, fd, "Cannot create a scratch file in '%s'", dir);
-        s->file_fd = fd;
-        s->file_hints = IO_INLINE | (io_is_in_memory(fd) ? IO_MEMORY : 0);
+        if (r < 0)
+            return err_errno(err, r, "Cannot create a scratch file in '%s'", dir);
+        s->file_hints = IO_INLINE | (io_is_in_memory(s->file.fd[0]) ? IO_MEMORY : 0);
     }
-    if (s->memory_fd < 0 && s->file_fd < 0)
+    if (s->memory_fd < 0 && !s->file.n)
         return err_set(err, -EINVAL, "A view needs scratch memory or a scratch directory");
     return true;
 }
@@ -96,7 +75,6 @@ static struct store *store_new(uint64_t size, uint64_t memory, uint64_t limit, s
         .size = bits * GRANULE,
         .memory_max = align_down(memory, GRANULE),
         .memory_fd = -1,
-        .file_fd = -1,
         .limit = limit ? MAX(align_down(limit, GRANULE), GRANULE) : UINT64_MAX,
         .stored = bitmap_new(bits),
         .in_file = bitmap_new(bits),
@@ -172,7 +150,8 @@ void store_free(struct store *s)
     if (s->punching || s->spilling)
         return;    /* whoever ends last comes here again */
     close_tier(s->memory_fd, s->memory_used);
-    close_tier(s->file_fd, s->file_used);
+    for (unsigned i = 0; i < s->file.n; i++)
+        close_tier(s->file.fd[i], s->file_used);
     if (s->target)
         node_unwatch_reads(s->target);
     node_unref(s->target);
@@ -220,23 +199,43 @@ static unsigned hints(const struct store *s, bool in_file, uint64_t len)
     return in_file ? s->file_hints : IO_INLINE | IO_MEMORY;
 }
 
+/* Where *@off of the disk is kept in a tier; *@len no more than lies there in a row. */
+static int tier_at(const struct store *s, bool in_file, uint64_t *off, uint64_t *len)
+{
+    return in_file ? parts_at(&s->file, off, len) : s->memory_fd;
+}
+
 static int co_tier_write(struct store *s, bool in_file, uint64_t off, uint64_t len,
                          const uint8_t *buf)
 {
     if (s->target)
         return co_node_pwrite(s->target, off, MIN(len, s->target_size - off), buf, 0);
 
-    int fd = in_file ? s->file_fd : s->memory_fd;
-
     for (uint64_t at = 0; at < len;) {
-        struct iovec iov = { (void *)(uintptr_t)(buf + at), len - at };
-        ssize_t n = co_pwritev(fd, &iov, 1, off + at, hints(s, in_file, len - at));
+        uint64_t place = off + at, row = len - at;
+        int fd = tier_at(s, in_file, &place, &row);
+        struct iovec iov = { (void *)(uintptr_t)(buf + at), row };
+        ssize_t n = co_pwritev(fd, &iov, 1, place, hints(s, in_file, row));
 
         if (n <= 0)
             return n < 0 ? n : -ENOSPC;
         at += n;
     }
     return 0;
+}
+
+static int co_punch_parts(struct store *s, uint64_t off, uint64_t len, unsigned how)
+{
+    int r = 0;
+
+    for (uint64_t at = 0; at < len && r == 0;) {
+        uint64_t place = off + at, row = len - at;
+        int fd = tier_at(s, true, &place, &row);
+
+        r = co_fallocate(fd, PUNCH, place, row, how);
+        at += row;
+    }
+    return r;
 }
 
 static void memory_punch(struct store *s, uint64_t off, uint64_t len, uint64_t used)
@@ -315,7 +314,7 @@ static void co_undo_write(struct store *s, uint64_t off, uint64_t len)
         memory_punch(s, off, len, in_memory * GRANULE);
     if (in_file) {
         /* If it fails the bytes stay until they are written over. */
-        int r = s->target ? 0 : co_fallocate(s->file_fd, PUNCH, off, len, IO_DEFAULT);
+        int r = s->target ? 0 : co_punch_parts(s, off, len, IO_DEFAULT);
 
         (void)r;
         s->file_used -= in_file * GRANULE;
@@ -389,13 +388,16 @@ static int co_tier_read(struct store *s, bool in_file, uint64_t off, uint64_t le
     struct iovec *part = many ? many : few;
 
     for (uint64_t done = 0; done < len;) {
-        int np = iov_slice(part, iov, niov, at + done, len - done);
+        if (s->target) {
+            int np = iov_slice(part, iov, niov, at, len);
 
-        if (s->target)
             return co_node_preadv(s->target, off, len, part, np, 0);
+        }
 
-        ssize_t n = co_preadv(in_file ? s->file_fd : s->memory_fd, part, np, off + done,
-                              hints(s, in_file, len - done));
+        uint64_t place = off + done, row = len - done;
+        int fd = tier_at(s, in_file, &place, &row);
+        int np = iov_slice(part, iov, niov, at + done, row);
+        ssize_t n = co_preadv(fd, part, np, place, hints(s, in_file, row));
 
         if (n <= 0)
             return n < 0 ? n : -EIO;
@@ -452,7 +454,7 @@ static int co_punch(struct store *s, uint64_t off, uint64_t len)
 {
     if (s->target)
         return co_node_discard(s->target, off, MIN(len, s->target_size - off));
-    return co_fallocate(s->file_fd, PUNCH, off, len, IO_BULK);
+    return co_punch_parts(s, off, len, IO_BULK);
 }
 
 static void co_punch_file(void *arg)

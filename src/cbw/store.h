@@ -3,7 +3,7 @@
  * The scratch store of a view: what was captured, until it is released. Two
  * sparse tiers with identity mapping (offset N of the disk is offset N of the
  * tier), so there is no index to keep: memory (a memfd) up to a budget, then an
- * unlinked file. A bit a granule says whether anything is stored, another in
+ * unlinked file (or several, parts.h). A bit a granule says whether anything is stored, another in
  * which tier. Granules of zeros are never stored.
  *
  * A granule is kept at most once in the store's life: once released it is not

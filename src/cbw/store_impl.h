@@ -6,6 +6,7 @@
 #define CBW_STORE_IMPL_H
 
 #include "base/bitmap.h"
+#include "cbw/parts.h"
 #include "cbw/store.h"
 #include "cbw/view.h"
 #include <fcntl.h>
@@ -17,7 +18,8 @@ struct store {
     /* Never changed. */
     uint64_t size;
     uint64_t limit;
-    int memory_fd, file_fd;            /* -1: no such tier */
+    int memory_fd;                     /* -1: no such tier */
+    struct parts file;                 /* empty: no such tier */
     unsigned file_hints;               /* enum io_hint */
     struct node *target;               /* takes the place of the file; NULL: no such */
     uint64_t target_size;              /* of the disk: the last granule may be cut off there */

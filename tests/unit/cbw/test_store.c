@@ -231,6 +231,38 @@ static void bad_directory_body(void)
     assert_string_equal(err.text, "A view needs scratch memory or a scratch directory");
 }
 
+/* No file may be as large as the disk: the tier is several, and a run may cross from one
+ * into the next in every way. */
+static void parts_body(void)
+{
+    struct store *s;
+
+    limit_file_size(20 * G);
+    s = co_store(128 * G, "/var/tmp", 0, 0);
+    assert_int_equal(co_write(s, 12, "123456789"), 0);
+    assert_int_equal(co_write(s, 124, "1234"), 0);
+    expect_usage(s, 0, 13);
+    co_expect(s, 10, "001234567890");
+    co_expect(s, 124, "1234");
+    store_release(s, 15 * G, 3 * G);
+    for (uint64_t m, f = 13; f != 10; f /= G) {
+        co_waitq_wait(store_space(s));
+        store_usage(s, &m, &f);
+    }
+    co_expect(s, 12, "123");
+    co_expect(s, 15, "000");
+    co_expect(s, 18, "789");
+    store_free(s);
+    limit_file_size(RLIM_INFINITY);
+}
+
+static void a_file_tier_larger_than_a_file_may_be_is_several(void **state)
+{
+    signal(SIGXFSZ, SIG_IGN);
+    in_loop(parts_body);
+    signal(SIGXFSZ, SIG_DFL);
+}
+
 static void a_store_without_a_place_is_refused(void **state)
 {
     in_loop(bad_directory_body);
@@ -293,6 +325,7 @@ int main(void)
         cmocka_unit_test(without_a_file_memory_is_the_limit),
         cmocka_unit_test(reservations_survive_releases),
         cmocka_unit_test(a_write_that_fails_leaves_nothing_and_may_be_tried_again),
+        cmocka_unit_test(a_file_tier_larger_than_a_file_may_be_is_several),
         cmocka_unit_test(a_store_without_a_place_is_refused),
         cmocka_unit_test(anything_kept_comes_back_the_same),
     };
