@@ -17,6 +17,7 @@ import bitmaps  # noqa: E402
 import common  # noqa: E402
 import copy_speed  # noqa: E402
 import cost  # noqa: E402
+import growth  # noqa: E402
 import guest_latency  # noqa: E402
 import incremental  # noqa: E402
 import instructions  # noqa: E402
@@ -46,6 +47,7 @@ SUITES = {
     "instructions": (lambda a, d, w: instructions.run(a.stillpoint, d, w), ["fio"]),
     "cost": (lambda a, d, w: cost.run(a.stillpoint, d, w, a.rounds, a.seconds, a.copy_mib),
              ["fio"]),
+    "growth": (lambda a, d, w: growth.run(a.stillpoint, d, w, a.seconds), ["fio", *QSD]),
 }
 
 # make bench: minutes. What is named on the command line goes before.
