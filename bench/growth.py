@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 
-from common import Daemon, Qmp, cpu_seconds, fio, make_disk, stop, table, wait_socket
+from common import Daemon, Qmp, cpu_seconds, fio, make_disk, peak_mib, stop, table, wait_socket
 from qcow2_speed import create, over, qemu_io, resident_mib
 
 DISKS = [1, 10, 50, 100, 200]
@@ -161,6 +161,7 @@ def held(program, directory, path, size, fmt="raw"):
         pid = server.process.pid
         got["MiB"] = resident_mib(pid)
         got["full backup ms"] = 1e3 * backup_of(server, size)
+        got["peak MiB"] = peak_mib(pid)
         got["MiB after it"] = resident_mib(pid)
         reads = fio(server.uri, "randread", "4k", 16, None, str(size), directory, 20000)
         return {**got, "reads/s": reads["iops"]}

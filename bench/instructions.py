@@ -58,11 +58,13 @@ def servers(ours):
     return out
 
 
-def prepare(server, case):
-    """Put into the graph what the case needs."""
+def prepare(server, case, directory):
+    """Put into the graph what the case needs. A bitmap is dirty all over, as it soon is where
+    a guest writes often."""
     _, bitmap, captures = CASES[case]
     if bitmap is not None:
         server.qmp("block-dirty-bitmap-add", node="d", name="b", granularity=GRANULE, **bitmap)
+        fio(server.uri, "write", "1m", 4, None, f"{SIZE_MIB}m", directory)
     if captures:
         server.qmp("blockdev-add", **NULL_TARGET)
         server.qmp("blockdev-backup", **CAPTURE)
@@ -85,7 +87,7 @@ def instructions_of_run(start, case, count, directory, image):
     out = os.path.join(directory, "callgrind.out")
     prefix = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={out}"]
     with start(directory, image, prefix) as server:
-        prepare(server, case)
+        prepare(server, case, directory)
         load(server, case, count, 32, directory)
         stop(server.process)
     forget(image)
@@ -116,15 +118,11 @@ def counted(out):
 
 
 def system_calls(start, case, depth, directory, image):
-    """A request, of a server that has been warmed up."""
+    """System calls a request."""
     out = os.path.join(directory, "calls")
     count = min(COUNTED, (SIZE_MIB << 20) // GRANULE) if CASES[case][2] else COUNTED
     with start(directory, image, []) as server:
-        if not CASES[case][2]:
-            prepare(server, case)
-            fio(server.uri, "write", "1m", 4, None, f"{SIZE_MIB}m", directory)
-        else:
-            prepare(server, case)
+        prepare(server, case, directory)
         with subprocess.Popen(counter(server.process.pid, out), stderr=subprocess.DEVNULL) as c:
             time.sleep(1)            # neither tells when it has attached
             load(server, case, count, depth, directory)
