@@ -45,8 +45,9 @@ class Qmp:
                 self.events.append(message)
             elif "error" in message:
                 raise RuntimeError(f"{command}: {message['error']['desc']}")
-            else:
+            elif "return" in message:
                 return message["return"]
+            # Else a second greeting: QEMU greets whom it meets while it starts twice.
 
     def wait_event(self, name):
         while True:

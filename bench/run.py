@@ -24,6 +24,7 @@ import instructions  # noqa: E402
 import machine  # noqa: E402
 import nbd_speed  # noqa: E402
 import qcow2_speed  # noqa: E402
+import stuck  # noqa: E402
 import svg  # noqa: E402
 import timeline  # noqa: E402
 
@@ -37,6 +38,8 @@ SUITES = {
                  ["fio", "nbdkit", *QSD]),
     "latency": (lambda a, d, w: guest_latency.run(a.stillpoint, d, w, a.rounds, a.seconds),
                 ["fio", "nbdkit", *QSD]),
+    "stuck": (lambda a, d, w: stuck.run(a.stillpoint, d, w, a.rounds, a.seconds),
+              ["fio", "nbdkit", *QSD]),
     "copy": (lambda a, d, w: copy_speed.run(a.stillpoint, d, w, a.rounds, a.copy_mib), []),
     "qcow2": (lambda a, d, w: qcow2_speed.run(a.stillpoint, d, w, a.rounds, a.seconds),
               ["fio", *QSD]),
@@ -51,7 +54,7 @@ SUITES = {
 }
 
 # make bench: minutes. What is named on the command line goes before.
-QUICK = {"only": ["timeline", "nbd", "copy"], "where": "tmpfs", "rounds": 3, "seconds": 1,
+QUICK = {"only": ["timeline", "stuck", "nbd", "copy"], "where": "tmpfs", "rounds": 3, "seconds": 1,
          "copy_mib": 1024}
 FULL = {"only": list(SUITES), "where": "both", "rounds": 5, "seconds": 3, "copy_mib": 4096}
 
