@@ -63,6 +63,7 @@ def wait_socket(path, process):
     end = time.monotonic() + 60
     while not os.path.exists(path):
         if process.poll() is not None or time.monotonic() > end:
+            process.kill()
             raise RuntimeError(f"{process.args[0]} did not start")
         time.sleep(0.01)
 

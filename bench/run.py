@@ -9,6 +9,7 @@ named and left out. Benchmarks never fail a build: they measure, people judge.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 
@@ -80,6 +81,8 @@ def arguments():
 
 def main():
     args = arguments()
+    # So that a run that is ended leaves no server behind, and no disk.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     about = machine.describe(args.stillpoint)
     if about["left out"]:
         print("not installed, and left out: " + ", ".join(about["left out"]))
