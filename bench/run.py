@@ -25,6 +25,7 @@ import instructions  # noqa: E402
 import machine  # noqa: E402
 import nbd_speed  # noqa: E402
 import qcow2_speed  # noqa: E402
+import restore_speed  # noqa: E402
 import stuck  # noqa: E402
 import svg  # noqa: E402
 import timeline  # noqa: E402
@@ -48,6 +49,7 @@ SUITES = {
                     ["fio", *QSD]),
     "bitmaps": (lambda a, d, w: bitmaps.run(a.stillpoint, d, w, a.rounds, a.seconds),
                 ["fio", *QSD]),
+    "restore": (lambda a, d, w: restore_speed.run(a.stillpoint, d, w, a.rounds), QSD),
     "instructions": (lambda a, d, w: instructions.run(a.stillpoint, d, w), ["fio"]),
     "cost": (lambda a, d, w: cost.run(a.stillpoint, d, w, a.rounds, a.seconds, a.copy_mib),
              ["fio"]),

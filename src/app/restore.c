@@ -99,8 +99,10 @@ static int run(struct restore_command *c)
     };
 
     c->run.image = p ? set_image_choose(&c->catalog, p, c->disk, &c->run.err) : NULL;
-    if (!c->run.image || !check_target(c) || !target_name_init(&c->target, &o, &c->run.err))
+    if (!c->run.image || !check_target(c) || !target_name_init(&c->target, &o, &c->run.err)) {
+        target_name_done(&c->target);
         return cli_fail("restore", &c->run.err);
+    }
     c->run.catalog = &c->catalog;
     c->run.compare = c->in_place;
     c->run.target.name = &c->target;

@@ -199,7 +199,8 @@ static int run(struct verify_command *c)
     for (size_t i = 0; !only && i < c->catalog.n_points; i++)
         add_point(c, &c->catalog.points[i]);
     c->bad = xcalloc(MAX(c->n_images, (size_t)1), sizeof(*c->bad));
-    find_faults(c);
+    if (!only)
+        find_faults(c);
     find_without_checksum(c, only);
     if (offline_run(co_verify, c, &c->err) < 0) {
         progress_clear(&c->watch.progress);

@@ -93,6 +93,9 @@ def test_verify_says_which_points_are_good(backups):
     assert [(f["offset"], f["length"]) for f in of_disk] == [(6 * MiB + 65536, 65536)]
     of_file = [f for f in found["findings"] if f.get("extent-of") == "file"]
     assert len(of_file) == 1 and of_file[0]["file"] == os.path.basename(image)
+    # Nor what became of another point's manifest.
+    flip(backups.path(f"{backups.points[3]}.json"), 8 * 40)
+    assert verify(backups, status=3)["findings"][0]["file"] == f"{backups.points[3]}.json"
     verify(backups, "--at", backups.points[0])
     verify(backups, "--at", backups.points[1], status=3)
 
