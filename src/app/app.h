@@ -24,6 +24,8 @@ int cmd_backup(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_jobs(int argc, char **argv);
 int cmd_list(int argc, char **argv);
+int cmd_forget(int argc, char **argv);
+int cmd_prune(int argc, char **argv);
 int cmd_fleece(int argc, char **argv);
 int cmd_cancel(int argc, char **argv);
 int cmd_pause(int argc, char **argv);

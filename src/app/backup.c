@@ -478,8 +478,10 @@ static bool publish_all(struct backup_command *c)
  * keep the bitmaps that go with that. */
 static enum backup_end make_point(struct backup_command *c, enum backup_end end)
 {
-    if (end == BACKUP_END_DONE && (!publish_all(c) || !backup_set_record(c)))
-        end = BACKUP_END_FAILED;
+    if (end == BACKUP_END_DONE &&
+        (!backup_set_make_digests(c) || !publish_all(c) || !backup_set_record(c)))
+        end = c->run.err.code == -ECANCELED && c->interrupt.count ? BACKUP_END_CANCELLED
+                                                                 : BACKUP_END_FAILED;
     for (size_t i = 0; end != BACKUP_END_DONE && i < c->n_disks; i++) {
         if (c->disks[i].published)
             (void)unlink(c->disks[i].made);

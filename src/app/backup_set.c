@@ -6,6 +6,8 @@
 #include "app/backup_set.h"
 #include "app/backup_command.h"
 #include "app/image_name.h"
+#include "app/offline.h"
+#include "app/set_digests.h"
 #include "base/mem.h"
 #include "loop/loop.h"
 #include "set/file.h"
@@ -187,6 +189,7 @@ static void fill_disk(const struct backup_command *c, size_t i, struct set_disk 
         .bitmap = d->bitmap ? xstrdup(d->bitmap) : NULL,
     };
     fill_latency(to, c->jobs[i].guest);
+    set_digests_plan(to, d->parent);
 }
 
 static void fill_quiesce(const struct backup_command *c, struct set_quiesce *to)
@@ -225,13 +228,12 @@ static void fill_manifest(struct backup_command *c)
         fill_disk(c, i, set_manifest_disk(&s->m, i));
 }
 
-static bool write_pending(struct backup_command *c)
+/* As pending. */
+static bool write_manifest(struct backup_command *c)
 {
     CLEANUP(free) char *pending = set_pending_name(c->set->id);
-    CLEANUP(free) char *text = NULL;
+    CLEANUP(free) char *text = set_manifest_text(&c->set->m);
 
-    fill_manifest(c);
-    text = set_manifest_text(&c->set->m);
     c->set->pending = true;
     return set_file_write(c->set->dir, pending, text, strlen(text), &c->run.err);
 }
@@ -244,7 +246,36 @@ bool backup_set_begin(struct backup_command *c)
         return false;
     choose_id(s);
     c->instant_ms = now_ms();
-    return choose_targets(c) && write_pending(c);
+    if (!choose_targets(c))
+        return false;
+    fill_manifest(c);
+    return write_manifest(c);
+}
+
+/* The images are read back while they still have their temporary names. */
+static int co_make_digests(void *arg)
+{
+    struct backup_command *c = arg;
+    struct watch watch = { .interrupt = c->interrupt };
+    struct err *err = &c->run.err;
+    bool ok = true;
+
+    progress_init(&watch.progress, c->progress.style, "reading back", false, loop_now());
+    for (size_t i = 0; ok && i < c->n_disks; i++) {
+        const char *image = strrchr(target_name_job_path(&c->disks[i].target), '/') + 1;
+
+        ok = co_set_digests_make(c->set->dir, image, set_manifest_disk(&c->set->m, i),
+                                 c->set->disks[i].parent, &watch, err);
+    }
+    progress_clear(&watch.progress);
+    c->interrupt = watch.interrupt;
+    return ok ? 0 : err->code;
+}
+
+bool backup_set_make_digests(struct backup_command *c)
+{
+    fill_manifest(c);
+    return offline_run(co_make_digests, c, &c->run.err) == 0;
 }
 
 bool backup_set_record(struct backup_command *c)
@@ -252,7 +283,7 @@ bool backup_set_record(struct backup_command *c)
     struct backup_set *s = c->set;
     CLEANUP(free) char *pending = set_pending_name(s->id), *manifest = set_manifest_name(s->id);
 
-    if (!write_pending(c) || !set_file_rename(s->dir, pending, manifest, &c->run.err))
+    if (!write_manifest(c) || !set_file_rename(s->dir, pending, manifest, &c->run.err))
         return false;
     s->pending = false;
     s->recorded = true;
@@ -272,6 +303,9 @@ static void drop_pending(struct backup_command *c)
 
         left |= access(d->made, F_OK) == 0 ||
                 (d->target.partial && access(d->target.partial, F_OK) == 0);
+        if (c->set->m.disks.n && set_manifest_disk(&c->set->m, i)->has_digest)
+            left |= !set_file_remove(c->set->dir, set_manifest_disk(&c->set->m, i)->digest.file,
+                                     &err);
     }
     if (!left && !set_file_remove(c->set->dir, pending, &err))
         cli_failf("backup", "%s", err.text);

@@ -9,7 +9,9 @@
  *   backup_set_plan     each disk: full or incremental, and why
  *   backup_set_begin    leftovers go; names for the images; the pending manifest
  *   backup_set_add_bitmaps
- *      (the instant, the copying, the images get their names)
+ *      (the instant, the copying)
+ *   backup_set_make_digests
+ *      (the images get their names)
  *   backup_set_record   the manifest
  *   backup_set_settle   bitmaps that are needed no more
  *   backup_set_close
@@ -49,6 +51,7 @@ struct backup_set {
 MUST_CHECK bool backup_set_open(struct backup_command *c);
 MUST_CHECK bool backup_set_plan(struct backup_command *c);
 MUST_CHECK bool backup_set_begin(struct backup_command *c);
+MUST_CHECK bool backup_set_make_digests(struct backup_command *c);
 MUST_CHECK bool backup_set_record(struct backup_command *c);
 /* Also after a failure; the connection is still there. */
 void backup_set_settle(struct backup_command *c);
@@ -75,9 +78,9 @@ int backup_set_tell_dry(const struct backup_command *c);
 
 /* ---- backup_set_sweep.c ------------------------------------------------------------- */
 
-/* Remove what runs that were cut short have left: images of pending points that nothing stands
- * on, and the pending manifests when all of theirs are gone (I-M2, I-M4). What is still being
- * written stays for the next time. The caller has the set's lock. */
+/* Remove what runs that were cut short have left: temporary files, but what is still being written
+ * stays for the next time; images of pending points that nothing stands on; and the pending
+ * manifests when all of theirs are gone (I-M2, I-M4). The caller has the set's lock. */
 MUST_CHECK bool backup_set_sweep(const struct set_catalog *c, struct err *err);
 
 #endif

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Leftovers in a backup set. Only what a pending manifest names is ever removed.
+ * Leftovers in a backup set (docs/backup-sets.md, I-M2).
  */
 #include "app/backup_set.h"
 #include "app/target_name.h"
 #include "base/mem.h"
+#include "set/digest_file.h"
 #include "set/file.h"
 #include "set/name.h"
 
@@ -16,7 +17,6 @@ static bool is_needed(const struct set_catalog *c, const char *file)
             const struct set_image *im = &c->points[i].images[k];
 
             if (strcmp(im->disk->file, file) == 0 ||
-                (im->disk->has_digest && strcmp(im->disk->digest.file, file) == 0) ||
                 (im->backing && strcmp(im->backing, file) == 0))
                 return true;
         }
@@ -46,20 +46,26 @@ static bool sweep_image(const struct set_catalog *c, const struct set_image *im,
                         struct err *err)
 {
     const struct set_disk *d = im->disk;
-    CLEANUP(free) char *path = xasprintf("%s/%s", c->dir, d->file);
+    CLEANUP(free) char *digests = xasprintf("%s" SET_DIGEST_SUFFIX, d->file);
 
-    if (is_stood_on(c, im) || !target_name_remove_partial(path)) {
+    if (is_stood_on(c, im)) {
         *ret_all = false;
         return true;
     }
-    if (!is_needed(c, d->file) && !set_file_remove(c->dir, d->file, err))
-        return false;
-    return !d->has_digest || is_needed(c, d->digest.file) ||
-           set_file_remove(c->dir, d->digest.file, err);
+    if (is_needed(c, d->file))
+        return true;
+    /* The digests may be there though the manifest does not name them yet, or any more. */
+    return set_file_remove(c->dir, d->file, err) && set_file_remove(c->dir, digests, err);
 }
 
 bool backup_set_sweep(const struct set_catalog *c, struct err *err)
 {
+    for (size_t i = 0; i < c->n_temporary; i++) {
+        CLEANUP(free) char *path = xasprintf("%s/%s", c->dir, c->temporary[i]);
+
+        /* A daemon may go on with the job of a command that was killed. */
+        (void)target_name_remove_unused(path);
+    }
     for (size_t i = 0; i < c->n_pending; i++) {
         const struct set_point *p = &c->pending[i];
         CLEANUP(free) char *pending = set_pending_name(p->m.id);

@@ -7,6 +7,7 @@
  * the overlay is emptied only when all of it is on the disk below (docs/crash-safety.md,
  * I-C2). With --base it is not, as with qemu-img (docs/tools/qemu-img.rst, "commit").
  */
+#include "app/commit.h"
 #include "app/chain.h"
 #include "app/cli.h"
 #include "app/follow_bitmaps.h"
@@ -195,6 +196,22 @@ static int co_commit(void *arg)
     co_node_unref(c->top);
     co_node_unref(c->base);
     return ok ? 0 : c->err.code;
+}
+
+bool co_commit_down(const char *top, const char *base, struct watch *watch, struct err *err)
+{
+    CLEANUP(free) struct commit_command *c = xnew(struct commit_command);
+    int r;
+
+    *c = (struct commit_command){
+        .name = top, .format = "qcow2", .base_name = base, .keep = true, .watch = *watch,
+    };
+    r = co_commit(c);
+    *watch = c->watch;
+    chain_done(&c->chain);
+    if (r < 0)
+        *err = c->err;
+    return r == 0;
 }
 
 static int tell(struct commit_command *c, int r)

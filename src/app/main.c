@@ -17,6 +17,8 @@ static const struct command commands[] = {
     { "serve", "put disks on line over NBD", cmd_serve },
     { "backup", "back up a disk as it stands now", cmd_backup },
     { "list", "list the points of a backup set", cmd_list },
+    { "forget", "remove points from a backup set", cmd_forget },
+    { "prune", "remove the points that no rule keeps", cmd_prune },
     { "status", "show what a daemon has on line", cmd_status },
     { "jobs", "list the jobs of a daemon", cmd_jobs },
     { "fleece", "export a disk as it is at this moment", cmd_fleece },

@@ -25,6 +25,11 @@ static bool in_use(const char *path)
     return fd >= 0 && !image_lock(fd, path, 0, 0, &err) && err.code == -EAGAIN;
 }
 
+bool target_name_remove_unused(const char *path)
+{
+    return !in_use(path) && (unlink(path) == 0 || errno == ENOENT);
+}
+
 /* Takes over @path: with links followed where it leads somewhere, so that a
  * replaced target is replaced where it lies. */
 static char *follow_links(char *path)
@@ -70,26 +75,12 @@ static bool check_existing(struct target_name *t, const struct stat *st, struct 
     return true;
 }
 
-static char *partial_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return xasprintf("%.*s/" PARTIAL_PREFIX "%s" PARTIAL_SUFFIX, (int)(slash - path), path,
-                     slash + 1);
-}
-
-bool target_name_remove_partial(const char *path)
-{
-    CLEANUP(free) char *partial = partial_of(path);
-
-    return !in_use(partial) && (unlink(partial) == 0 || errno == ENOENT);
-}
-
 static bool choose_partial(struct target_name *t, struct err *err)
 {
     const char *slash = strrchr(t->path, '/');
 
-    t->partial = partial_of(t->path);
+    t->partial = xasprintf("%.*s/" PARTIAL_PREFIX "%s" PARTIAL_SUFFIX, (int)(slash - t->path),
+                           t->path, slash + 1);
     if (strlen(slash + 1) > NAME_MAX - strlen(PARTIAL_PREFIX PARTIAL_SUFFIX))
         return err_set(err, -ENAMETOOLONG, "The name '%s' is too long: until it is whole it gets "
                        "'" PARTIAL_SUFFIX "' added", t->name);

@@ -37,9 +37,9 @@ MUST_CHECK bool target_name_init(struct target_name *t, const struct target_name
                                    struct err *err);
 void target_name_done(struct target_name *t);
 
-/* Remove what a command that was killed has left of a copy to @path, unless it is still being
- * written. Whether nothing is left. */
-bool target_name_remove_partial(const char *path);
+/* Remove a file that a command which was killed has left, unless some process has it open as an
+ * image. Whether nothing is left. */
+bool target_name_remove_unused(const char *path);
 
 /* Where the job has to write. */
 const char *target_name_job_path(const struct target_name *t);

@@ -18,7 +18,7 @@ extern const struct driver qcow2_driver;
 extern const struct driver copy_before_write_driver;
 extern const struct driver snapshot_access_driver;
 
-/* Register every driver. Once, at start, before loops run. */
+/* Register every driver, at start, before loops run. A second time does nothing. */
 void drivers_register_all(void);
 
 #endif

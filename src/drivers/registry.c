@@ -7,6 +7,8 @@
 
 void drivers_register_all(void)
 {
+    if (driver_find("file"))
+        return;
     driver_register(&file_driver);
     driver_register(&host_device_driver);
     driver_register(&raw_driver);

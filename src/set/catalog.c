@@ -318,10 +318,10 @@ static void link_images(struct set_catalog *c, const struct names *names)
 
 /* ---- what nobody names -------------------------------------------------------------------- */
 
-static void add_known(struct names *known, const char *name)
+static void add_name(char ***v, size_t *n, const char *name)
 {
-    known->v = xrealloc(known->v, (known->n + 1) * sizeof(*known->v));
-    known->v[known->n++] = xstrdup(name);
+    *v = xrealloc(*v, (*n + 1) * sizeof(**v));
+    (*v)[(*n)++] = xstrdup(name);
 }
 
 static void add_known_of(struct names *known, const struct set_point *points, size_t n)
@@ -330,9 +330,9 @@ static void add_known_of(struct names *known, const struct set_point *points, si
         for (size_t k = 0; k < points[i].m.disks.n; k++) {
             const struct set_disk *d = set_manifest_disk(&points[i].m, k);
 
-            add_known(known, d->file);
+            add_name(&known->v, &known->n, d->file);
             if (d->has_digest)
-                add_known(known, d->digest.file);
+                add_name(&known->v, &known->n, d->digest.file);
         }
     }
 }
@@ -348,12 +348,13 @@ static void find_unknown(struct set_catalog *c, const struct names *names)
     for (size_t i = 0; i < names->n; i++) {
         CLEANUP(free) char *id = set_id_of_manifest(names->v[i]);
 
-        /* Hidden ones are of programs at work, and told by their pending manifest. */
+        if (set_name_is_temporary(names->v[i]))
+            add_name(&c->temporary, &c->n_temporary, names->v[i]);
+        /* Other hidden ones are of programs at work. */
         if (id || *names->v[i] == '.' || strcmp(names->v[i], SET_FILE) == 0 ||
             strcmp(names->v[i], "lost+found") == 0 || has_name(&known, names->v[i]))
             continue;
-        c->unknown = xrealloc(c->unknown, (c->n_unknown + 1) * sizeof(*c->unknown));
-        c->unknown[c->n_unknown++] = xstrdup(names->v[i]);
+        add_name(&c->unknown, &c->n_unknown, names->v[i]);
     }
     names_done(&known);
 }
@@ -426,6 +427,9 @@ void set_catalog_done(struct set_catalog *c)
     for (size_t i = 0; i < c->n_unknown; i++)
         free(c->unknown[i]);
     free(c->unknown);
+    for (size_t i = 0; i < c->n_temporary; i++)
+        free(c->temporary[i]);
+    free(c->temporary);
     free(c->dir);
     free(c->uuid);
     *c = (struct set_catalog){ 0 };

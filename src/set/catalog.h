@@ -47,6 +47,8 @@ struct set_catalog {
     size_t n_faults;
     char **unknown;                      /* files that no manifest names */
     size_t n_unknown;
+    char **temporary;                    /* files that are being written, or were */
+    size_t n_temporary;
 };
 
 /* False with @err, and nothing in @ret that has to be freed; code -ENOENT: @dir does not exist,

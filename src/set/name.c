@@ -79,6 +79,20 @@ char *set_id_of_pending(const char *name)
     return *name == '.' ? id_before(name + 1, PENDING_SUFFIX) : NULL;
 }
 
+bool set_name_is_temporary(const char *name)
+{
+    static const char *const endings[] = { ".stillpoint-partial", ".json.new", ".pending.new" };
+    size_t n = strlen(name);
+
+    for (size_t i = 0; *name == '.' && i < ARRAY_SIZE(endings); i++) {
+        size_t e = strlen(endings[i]);
+
+        if (n > e && strcmp(name + n - e, endings[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
 char *set_image_name(const char *id, const char *disk)
 {
     CLEANUP_STRBUF struct strbuf sb = STRBUF_INIT;

@@ -30,6 +30,9 @@ char *set_pending_name(const char *id);        /* ".ID.json.pending" */
 char *set_id_of_manifest(const char *name);
 char *set_id_of_pending(const char *name);
 
+/* Whether @name is that of a file which is being written, or was when its writer was killed. */
+bool set_name_is_temporary(const char *name);
+
 /* "ID-DISK.qcow2", where what a name cannot have is written as %XX. */
 char *set_image_name(const char *id, const char *disk);
 

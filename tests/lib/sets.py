@@ -44,6 +44,16 @@ def backup(*args, control="", check=True, **kwargs):
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
+def files_of(found):
+    """The names of the files that a set has which lists so."""
+    names = {".lock", "set.json"}
+    for p in found["points"]:
+        names.add(f"{p['id']}.json")
+        for d in p["disks"]:
+            names |= {d["file"], d["digest"]["file"]}
+    return names
+
+
 def how(point, disk):
     """("full", reason) or ("incremental", parent)."""
     d = next(d for d in point["disks"] if d["name"] == disk)

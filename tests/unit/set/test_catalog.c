@@ -173,6 +173,8 @@ static void leftovers_and_strangers_are_told_apart(void **state)
     put("p3.json", "{\"format\": 1");
     put_manifest("p4.json", "p5", 4, "2026-12-02T00:00:00Z");
     put("notes.txt", "mine");
+    put(".p6-d.qcow2.stillpoint-partial", "half");
+    put(".p6.json.pending.new", "{");
 
     struct set_catalog c = look();
 
@@ -184,6 +186,7 @@ static void leftovers_and_strangers_are_told_apart(void **state)
     assert_non_null(strstr(c.faults[1].why, "another point, 'p5'"));
     assert_int_equal(c.n_unknown, 1);
     assert_string_equal(c.unknown[0], "notes.txt");
+    assert_int_equal(c.n_temporary, 2);
     assert_non_null(set_catalog_image(&c, "p2-d.qcow2"));
     set_catalog_done(&c);
 }
