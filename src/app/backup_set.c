@@ -100,12 +100,18 @@ static int64_t now_ms(void)
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
+/* By a point, or by a bitmap of one that is gone or never was. */
 static bool is_taken(const struct backup_set *s, const char *id)
 {
+    CLEANUP(free) char *bitmap = set_bitmap_name(s->catalog.uuid, id);
     CLEANUP(free) char *manifest = set_manifest_name(id), *pending = set_pending_name(id);
     CLEANUP(free) char *a = xasprintf("%s/%s", s->dir, manifest);
     CLEANUP(free) char *b = xasprintf("%s/%s", s->dir, pending);
 
+    for (size_t i = 0; i < s->n; i++) {
+        if (backup_set_find_bitmap(&s->disks[i], bitmap))
+            return true;
+    }
     return access(a, F_OK) == 0 || access(b, F_OK) == 0;
 }
 

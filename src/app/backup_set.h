@@ -64,6 +64,9 @@ MUST_CHECK bool backup_set_end_stale_jobs(struct backup_command *c);
  * it is told. Before the instant (I-M7). */
 void backup_set_add_bitmaps(struct backup_command *c);
 
+/* What the daemon says of that bitmap of the disk; NULL: it has none. */
+const json_t *backup_set_find_bitmap(const struct backup_set_disk *d, const char *name);
+
 /* What the ids of a set's jobs end with. free() it. */
 char *backup_set_job_suffix(const struct backup_command *c);
 

@@ -27,7 +27,7 @@ static const char *text(const json_t *json, const char *key)
     return json_string_value(json_object_get(json, key));
 }
 
-static const json_t *find_bitmap(const struct backup_set_disk *d, const char *name)
+const json_t *backup_set_find_bitmap(const struct backup_set_disk *d, const char *name)
 {
     json_t *bm;
     size_t i;
@@ -58,7 +58,7 @@ static char *bitmap_fault(const struct backup_command *c, const struct backup_se
                           const struct set_image *last)
 {
     CLEANUP(free) char *name = set_bitmap_name(c->set->catalog.uuid, last->point->m.id);
-    const json_t *bm = find_bitmap(d, name);
+    const json_t *bm = backup_set_find_bitmap(d, name);
     const char *why = text(bm, "inconsistent-reason");
 
     if (!bm && !last->disk->has_bitmap)
@@ -101,7 +101,7 @@ static uint64_t estimate(const struct backup_command *c, const struct backup_set
 
     if (d->parent) {
         name = set_bitmap_name(c->set->catalog.uuid, d->parent->point->m.id);
-        return MIN(number(find_bitmap(d, name), "count"), size_of(d));
+        return MIN(number(backup_set_find_bitmap(d, name), "count"), size_of(d));
     }
     /* Of a chain only the topmost image is told. */
     if (text(image, "backing-filename") || !json_object_get(image, "actual-size"))

@@ -37,13 +37,21 @@ class Disk:
     def write(self, off, data):
         """Through NBD, as a guest; served for that long if it is not."""
         with contextlib.ExitStack() as stack:
-            served = self.served or stack.enter_context(Serve(self.directory, self.path))
+            # The daemon of a run that was killed has the image a moment longer.
+            served = self.served or stack.enter_context(
+                poll_until("the image's locks to go", self.try_to_serve))
             h = nbd.NBD()
             h.connect_uri(served.uri(self.name))
             h.pwrite(data, off)
             h.flush()
             h.shutdown()
         self.data[off:off + len(data)] = data
+
+    def try_to_serve(self):
+        try:
+            return Serve(self.directory, self.path)
+        except AssertionError:
+            return None
 
     def scribble(self, rng, times=3):
         for _ in range(times):
