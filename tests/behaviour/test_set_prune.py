@@ -154,9 +154,15 @@ class Clock:
         path.write_text(json.dumps(manifest))
 
 
-def test_thirty_nights(tmp_path):
-    rng, known = random.Random(SEED), {}
-    disk, to = Disk(tmp_path, "raw"), tmp_path / "set"
+@pytest.fixture
+def raw_disk(tmp_path):
+    disk = Disk(tmp_path, "raw")
+    yield disk
+    disk.end()
+
+
+def test_thirty_nights(raw_disk, tmp_path):
+    rng, known, disk, to = random.Random(SEED), {}, raw_disk, tmp_path / "set"
     clock = Clock(to)
     print("seed", SEED)
     for night in range(30):
