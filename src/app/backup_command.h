@@ -76,6 +76,20 @@ MUST_CHECK bool backup_start_jobs(struct backup_command *c);
 
 /* ---- backup_quiesce.c ------------------------------------------------------------- */
 
+/* For the command's table. */
+#define BACKUP_QUIESCE_OPTIONS(c) \
+    { "guest-agent", 0, CLI_TEXT, &(c)->quiesce.agent, "SOCKET", \
+      "of the QEMU guest agent, which freezes the guest's file systems for the cut" }, \
+    { "pre-cut", 0, CLI_TEXT, &(c)->quiesce.pre_cut, "COMMAND", \
+      "for sh, before the cut (and the freeze): such as to flush a database" }, \
+    { "post-cut", 0, CLI_TEXT, &(c)->quiesce.post_cut, "COMMAND", \
+      "for sh, after it, also if it failed" }, \
+    { "quiesce-timeout", 0, CLI_NUMBER, &(c)->quiesce_seconds, "SECONDS", \
+      "that the guest stays frozen, and each command runs, at most; 10 unless given", \
+      .max = 3600 }, \
+    { "require-quiesce", 0, CLI_FLAG, &(c)->require_quiesce, NULL, \
+      "no backup unless the guest held still" }
+
 bool backup_quiesces(const struct backup_command *c);
 
 /* What is wrong with the options for that; NULL: nothing. */
