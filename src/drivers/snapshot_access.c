@@ -83,6 +83,7 @@ static bool co_access_open(struct node *n, const void *opts, struct err *err)
     if (!view_of(n))
         return err_set(err, -EINVAL, "Node '%s' keeps no snapshot: 'file' of snapshot-access is a "
                        "copy-before-write node", node_name(edge_node(n->file)));
+    n->of_the_past = true;
     n->size = view_size(view_of(n));
     n->limits.request_align = 1;
     return add_bitmaps(n, err);
