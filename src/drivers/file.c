@@ -74,14 +74,19 @@ static int co_write(struct node *n, uint64_t off, uint64_t len, const struct iov
 {
     struct file_state *s = n->state;
     unsigned hints = io_hints(s, len, flags);
+    bool tail = off + len > n->size;
     int r;
 
     if (flags & REQ_FUA)
         hints = (hints & ~IO_INLINE) | IO_DSYNC;
-    if (UNLIKELY(off + len > n->size))
+    if (UNLIKELY(s->tail_fd >= 0))
+        co_file_turn_begin(s, tail);
+    if (UNLIKELY(tail))
         r = co_write_to_end(n, off, len, iov, niov, hints);
     else
         r = co_write_all(s->fd, off, len, iov, niov, hints);
+    if (UNLIKELY(s->tail_fd >= 0))
+        file_turn_end(s, tail);
     /* A write through that fails has taken the news of pages lost before it. */
     if (r == -EIO && (hints & IO_DSYNC) && !n->no_cache)
         s->flush_error = r;

@@ -30,7 +30,13 @@ extern const struct schema_type file_options_type, host_device_options_type;
 struct file_state {
     int fd;
     int tail_fd;             /* O_DIRECT and a size that is not aligned: the same file buffered,
-                              *   for writes to the last block; else -1 */
+                              *   for writes to the last block; else -1. Where there is one: */
+    struct file_turns {
+        unsigned direct;     /* writes past the page cache under way */
+        unsigned cached;     /* what is done through it: under way or waiting, and goes first */
+        bool busy;           /* of these, one is under way */
+        struct waitq wait;
+    } turns;
     bool device;
     bool in_memory;          /* on tmpfs: no transfer waits for a disk */
     uint32_t mem_align;      /* of buffers; 1 unless O_DIRECT */
@@ -63,6 +69,14 @@ bool co_file_resize(struct node *n, uint64_t size, struct err *err);
 int co_file_status(struct node *n, uint64_t off, uint64_t len, struct block_status *ret);
 void file_get_info(struct node *n, struct node_info *ret);
 void co_file_identify(struct node *n, struct storage_identity *ret);
+
+/* file_space.c: where a file is written past the page cache and through it, the two take turns
+ * (@cached: through it). A page that becomes dirty while a direct write of a part of it is
+ * under way would bring back what was there before, and Linux lets the next fsync fail for that
+ * ("Page cache invalidation failure on direct I/O"). A page may be a large folio, so it is
+ * the whole file's turn. Only with a tail_fd. */
+void co_file_turn_begin(struct file_state *s, bool cached);
+void file_turn_end(struct file_state *s, bool cached);
 
 /* host_device.c: the size and the smallest unit of a device. Blocks: for workers. */
 MUST_CHECK int host_device_probe(int fd, uint64_t *ret_size, uint32_t *ret_block);

@@ -190,6 +190,7 @@ bool co_file_open(struct node *n, const void *opts, struct err *err)
     }
     s->fd = j.fd;
     s->tail_fd = j.tail_fd;
+    waitq_init(&s->turns.wait);
     s->device = j.device;
     s->in_memory = j.in_memory;
     s->mem_align = j.mem_align;

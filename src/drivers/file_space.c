@@ -16,15 +16,57 @@ static bool not_supported(int r)
     return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENODEV || r == -ENOTTY;
 }
 
+/* ---- turns ---------------------------------------------------------------------- */
+
+void co_file_turn_begin(struct file_state *s, bool cached)
+{
+    struct file_turns *t = &s->turns;
+
+    if (!cached) {
+        while (t->cached)
+            co_waitq_wait(&t->wait);
+        t->direct++;
+        return;
+    }
+    t->cached++;
+    while (t->busy || t->direct)
+        co_waitq_wait(&t->wait);
+    t->busy = true;
+}
+
+void file_turn_end(struct file_state *s, bool cached)
+{
+    struct file_turns *t = &s->turns;
+
+    if (cached) {
+        t->busy = false;
+        t->cached--;
+    } else {
+        t->direct--;
+    }
+    if (cached || (t->cached && !t->direct))
+        waitq_wake_all(&t->wait);
+}
+
+/* ---- zeroing and freeing --------------------------------------------------------- */
+
+/* What is not whole pages the file system makes zero in the page cache. */
+#define PAGE 4096u
+
 /* fallocate with a memory of what the file system refused. */
 static int co_try_fallocate(struct file_state *s, int mode, uint64_t off, uint64_t len,
                             unsigned hints, bool *never)
 {
+    bool cached = s->tail_fd >= 0 && (off | len) % PAGE;
+    int r;
+
     if (*never)
         return -ENOTSUP;
-
-    int r = co_fallocate(s->fd, mode | FALLOC_FL_KEEP_SIZE, off, len, hints);
-
+    if (cached)
+        co_file_turn_begin(s, true);
+    r = co_fallocate(s->fd, mode | FALLOC_FL_KEEP_SIZE, off, len, hints);
+    if (cached)
+        file_turn_end(s, true);
     if (!not_supported(r))
         return r;
     *never = true;
@@ -124,14 +166,18 @@ bool co_file_resize(struct node *n, uint64_t size, struct err *err)
 {
     struct file_state *s = n->state;
     struct resizing j = { s->fd, size };
+    int r;
 
     if (size > INT64_MAX)
         return err_set(err, -EFBIG, "Disk size too large");
 
     co_mutex_lock(&s->resizing);
-
-    int r = co_offload(set_length, &j);
-
+    /* What lies behind the old or the new end in its page is made zero there. */
+    if (s->tail_fd >= 0)
+        co_file_turn_begin(s, true);
+    r = co_offload(set_length, &j);
+    if (s->tail_fd >= 0)
+        file_turn_end(s, true);
     extent_cache_forget(&s->extents, MIN(size, n->size), INT64_MAX, 0);
     if (r == 0)
         n->size = size;
