@@ -80,7 +80,7 @@ static int co_write(struct node *n, uint64_t off, uint64_t len, const struct iov
     if (flags & REQ_FUA)
         hints = (hints & ~IO_INLINE) | IO_DSYNC;
     if (UNLIKELY(s->tail_fd >= 0))
-        co_file_turn_begin(s, tail);
+        tail = co_file_turn_begin_write(n, off + len);
     if (UNLIKELY(tail))
         r = co_write_to_end(n, off, len, iov, niov, hints);
     else

@@ -76,6 +76,9 @@ void co_file_identify(struct node *n, struct storage_identity *ret);
  * ("Page cache invalidation failure on direct I/O"). A page may be a large folio, so it is
  * the whole file's turn. Only with a tail_fd. */
 void co_file_turn_begin(struct file_state *s, bool cached);
+/* For a write up to @end: whether its last block reaches beyond the end of the file, so that
+ * it goes through the cache. */
+bool co_file_turn_begin_write(struct node *n, uint64_t end);
 void file_turn_end(struct file_state *s, bool cached);
 
 /* host_device.c: the size and the smallest unit of a device. Blocks: for workers. */

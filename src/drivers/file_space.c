@@ -34,6 +34,21 @@ void co_file_turn_begin(struct file_state *s, bool cached)
     t->busy = true;
 }
 
+bool co_file_turn_begin_write(struct node *n, uint64_t end)
+{
+    struct file_state *s = n->state;
+
+    for (;;) {
+        bool cached = end > n->size;
+
+        co_file_turn_begin(s, cached);
+        /* The turn before may have been a change of the size. */
+        if (cached == (end > n->size))
+            return cached;
+        file_turn_end(s, cached);
+    }
+}
+
 void file_turn_end(struct file_state *s, bool cached)
 {
     struct file_turns *t = &s->turns;
